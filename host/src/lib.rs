@@ -1,0 +1,5 @@
+//! Mailroom's host.
+
+mod cli;
+
+pub use cli::Cli;
