@@ -1,0 +1,258 @@
+//! What the streams, the consumer and the subjects are called.
+
+use anyhow::{Result, ensure};
+
+/// The longest stream or consumer name the server takes.
+const NAME_MAX_BYTES: usize = 255;
+
+/// The names, as typed.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Names")]
+pub struct NameArgs {
+    /// Stream that the messages come from
+    #[arg(long, value_name = "NAME", env = "MAILROOM_STREAM", default_value = "MAIL")]
+    pub stream: String,
+
+    /// Durable pull consumer on --stream; hosts that share it share the work
+    #[arg(long, value_name = "NAME", env = "MAILROOM_CONSUMER", default_value = "triage")]
+    pub consumer: String,
+
+    /// Stream that keeps the verdicts
+    #[arg(long, value_name = "NAME", env = "MAILROOM_VERDICT_STREAM", default_value = "VERDICTS")]
+    pub verdict_stream: String,
+
+    /// First part of the verdicts' subjects: SUBJECT.<queue>.<id>
+    #[arg(long, value_name = "SUBJECT", env = "MAILROOM_VERDICT_SUBJECT", default_value = "verdict")]
+    pub verdict_subject: String,
+
+    /// Stream that keeps the dead letters: messages that got no verdict, with the reason
+    #[arg(long, value_name = "NAME", env = "MAILROOM_DEAD_STREAM", default_value = "DEAD")]
+    pub dead_stream: String,
+
+    /// First part of the dead letters' subjects: SUBJECT.<stream>.<consumer>
+    #[arg(long, value_name = "SUBJECT", env = "MAILROOM_DEAD_SUBJECT", default_value = "dead")]
+    pub dead_subject: String,
+}
+
+impl NameArgs {
+    /// Checks the names against NATS' rules and against each other.
+    ///
+    /// # Errors
+    /// A name or subject that NATS does not take, two streams of the same name, subjects that overlap.
+    pub fn resolve(self) -> Result<Names> {
+        check_name("--stream", &self.stream)?;
+        check_name("--consumer", &self.consumer)?;
+        check_name("--verdict-stream", &self.verdict_stream)?;
+        check_name("--dead-stream", &self.dead_stream)?;
+        check_subject("--verdict-subject", &self.verdict_subject)?;
+        check_subject("--dead-subject", &self.dead_subject)?;
+        for (flag, one, other_flag, other) in [
+            ("--stream", &self.stream, "--verdict-stream", &self.verdict_stream),
+            ("--stream", &self.stream, "--dead-stream", &self.dead_stream),
+            ("--verdict-stream", &self.verdict_stream, "--dead-stream", &self.dead_stream),
+        ] {
+            ensure!(one != other, "{flag} and {other_flag} are both {one}; they must be different streams");
+        }
+        let names = Names {
+            stream: self.stream,
+            consumer: self.consumer,
+            verdict_stream: self.verdict_stream,
+            dead_stream: self.dead_stream,
+            verdict_prefix: self.verdict_subject,
+            dead_prefix: self.dead_subject,
+        };
+        ensure!(
+            !overlap(&names.verdict_wildcard(), &names.dead_wildcard()),
+            "--verdict-subject {} and --dead-subject {} overlap; a subject can be in one stream only",
+            names.verdict_prefix,
+            names.dead_prefix
+        );
+        Ok(names)
+    }
+}
+
+/// The names, as meant: each is valid in NATS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Names {
+    /// The stream that the messages come from.
+    pub stream: String,
+    /// The durable consumer on it.
+    pub consumer: String,
+    /// The stream of the verdicts.
+    pub verdict_stream: String,
+    /// The stream of the dead letters.
+    pub dead_stream: String,
+    verdict_prefix: String,
+    dead_prefix: String,
+}
+
+impl Default for Names {
+    fn default() -> Self {
+        Self {
+            stream: "MAIL".into(),
+            consumer: "triage".into(),
+            verdict_stream: "VERDICTS".into(),
+            dead_stream: "DEAD".into(),
+            verdict_prefix: "verdict".into(),
+            dead_prefix: "dead".into(),
+        }
+    }
+}
+
+impl Names {
+    /// Where the verdict on message `id` for `queue` is published; both must be single tokens.
+    pub fn verdict_subject(&self, queue: &str, id: &str) -> String {
+        format!("{}.{queue}.{id}", self.verdict_prefix)
+    }
+
+    /// All verdicts.
+    pub fn verdict_wildcard(&self) -> String {
+        format!("{}.>", self.verdict_prefix)
+    }
+
+    /// The verdict on message `id`, whatever its queue.
+    pub fn verdict_of(&self, id: &str) -> String {
+        format!("{}.*.{id}", self.verdict_prefix)
+    }
+
+    /// All verdicts for `queue`.
+    pub fn verdicts_for(&self, queue: &str) -> String {
+        format!("{}.{queue}.*", self.verdict_prefix)
+    }
+
+    /// Where this consumer's dead letters are published.
+    pub fn dead_subject(&self) -> String {
+        format!("{}.{}.{}", self.dead_prefix, self.stream, self.consumer)
+    }
+
+    /// All dead letters.
+    pub fn dead_wildcard(&self) -> String {
+        format!("{}.>", self.dead_prefix)
+    }
+}
+
+/// Checks a stream, consumer or domain name: one token, no wildcard, no path separator.
+pub(crate) fn check_name(flag: &str, name: &str) -> Result<()> {
+    ensure!(!name.is_empty(), "{flag} is empty");
+    ensure!(name.len() <= NAME_MAX_BYTES, "{flag} is {} bytes long; at most {NAME_MAX_BYTES}", name.len());
+    if let Some(bad) = name.chars().find(|&c| c.is_whitespace() || c.is_control() || ".*>/\\".contains(c)) {
+        anyhow::bail!("{flag} {name:?}: a name must not contain {bad:?}");
+    }
+    Ok(())
+}
+
+/// Checks a subject to publish to: tokens separated by dots, no wildcard.
+pub(crate) fn check_subject(flag: &str, subject: &str) -> Result<()> {
+    check_pattern(flag, subject)?;
+    ensure!(
+        !subject.split('.').any(|token| token == "*" || token == ">"),
+        "{flag} {subject:?}: a wildcard cannot be published to"
+    );
+    Ok(())
+}
+
+/// Checks a subject to listen on: as [`check_subject`], with `*` and a `>` at its end allowed.
+pub(crate) fn check_pattern(flag: &str, subject: &str) -> Result<()> {
+    ensure!(!subject.is_empty(), "{flag} is empty");
+    if let Some(bad) = subject.chars().find(|&c| c.is_whitespace() || c.is_control()) {
+        anyhow::bail!("{flag} {subject:?}: a subject must not contain {bad:?}");
+    }
+    let mut tokens = subject.split('.').peekable();
+    while let Some(token) = tokens.next() {
+        ensure!(!token.is_empty(), "{flag} {subject:?}: two dots in a row, or a dot at an end");
+        ensure!(token != ">" || tokens.peek().is_none(), "{flag} {subject:?}: `>` is only allowed at the end");
+    }
+    Ok(())
+}
+
+/// Whether some subject matches both patterns.
+pub(crate) fn overlap(one: &str, other: &str) -> bool {
+    let (mut one, mut other) = (one.split('.'), other.split('.'));
+    loop {
+        match (one.next(), other.next()) {
+            (None, None) | (Some(">"), Some(_)) | (Some(_), Some(">")) => return true,
+            (Some(a), Some(b)) if a == b || a == "*" || b == "*" => {}
+            _ => return false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Command {
+        #[command(flatten)]
+        names: NameArgs,
+    }
+
+    fn resolve(args: &[&str]) -> Result<Names> {
+        let args = std::iter::once("test").chain(args.iter().copied());
+        Command::try_parse_from(args)?.names.resolve()
+    }
+
+    #[test]
+    fn flags_and_defaults_agree() {
+        assert_eq!(resolve(&[]).expect("defaults"), Names::default());
+    }
+
+    #[test]
+    fn subjects_follow_the_names() {
+        let names = resolve(&["--verdict-subject", "acme.verdict", "--stream", "IN"]).expect("resolve");
+        assert_eq!(names.verdict_subject("billing", "IN:1:t:5"), "acme.verdict.billing.IN:1:t:5");
+        assert_eq!(names.verdict_wildcard(), "acme.verdict.>");
+        assert_eq!(names.verdict_of("IN:1:t:5"), "acme.verdict.*.IN:1:t:5");
+        assert_eq!(names.verdicts_for("billing"), "acme.verdict.billing.*");
+        assert_eq!(names.dead_subject(), "dead.IN.triage");
+        assert_eq!(names.dead_wildcard(), "dead.>");
+    }
+
+    #[test]
+    fn names_that_nats_does_not_take_are_refused() {
+        let cases: [(&[&str], &str); 10] = [
+            (&["--stream", "a.b"], "'.'"),
+            (&["--stream", ""], "--stream is empty"),
+            (&["--consumer", "a b"], "' '"),
+            (&["--consumer", "a/b"], "'/'"),
+            (&["--dead-stream", "a*"], "'*'"),
+            (&["--verdict-stream", "MAIL"], "--stream and --verdict-stream"),
+            (&["--verdict-subject", "verdict.>"], "wildcard"),
+            (&["--verdict-subject", ".verdict"], "two dots"),
+            (&["--dead-subject", "a b"], "' '"),
+            (&["--dead-subject", "verdict.dead"], "overlap"),
+        ];
+        for (args, expected) in cases {
+            let err = format!("{:#}", resolve(args).expect_err(expected));
+            assert!(err.contains(expected), "{args:?}: {err}");
+        }
+    }
+
+    #[test]
+    fn overlapping_patterns_are_found() {
+        let cases = [
+            ("a", "a", true),
+            ("a", "b", false),
+            ("a.>", "a.b", true),
+            ("a.>", "a", false),
+            ("a.*", "a.b", true),
+            ("a.*", "a.b.c", false),
+            ("*.b", "a.*", true),
+            (">", "a", true),
+            ("a.>", "*.b.c", true),
+        ];
+        for (one, other, expected) in cases {
+            assert_eq!(overlap(one, other), expected, "{one} {other}");
+            assert_eq!(overlap(other, one), expected, "{other} {one}");
+        }
+    }
+
+    #[test]
+    fn patterns_may_end_in_a_full_wildcard() {
+        assert!(check_pattern("--subjects", "mail.>").is_ok());
+        assert!(check_pattern("--subjects", "mail.*.in").is_ok());
+        assert!(check_pattern("--subjects", "mail.>.in").is_err());
+        assert!(check_pattern("--subjects", "mail..in").is_err());
+    }
+}
