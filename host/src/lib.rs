@@ -2,6 +2,7 @@
 
 mod cli;
 pub mod dev;
+pub mod mails;
 pub mod names;
 pub mod nats;
 
