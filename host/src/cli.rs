@@ -1,7 +1,9 @@
 //! The command line as typed. Each command's own arguments stand in the module that carries it out.
 
-use anyhow::Result;
+use crate::provision::ProvisionArgs;
+use anyhow::{Context as _, Result};
 use clap::{CommandFactory, Parser, Subcommand};
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 /// Runs a WebAssembly component on every message of a NATS JetStream stream, a fresh sandboxed instance each.
@@ -14,6 +16,9 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Create or check the streams, the consumer and the key-value bucket
+    Provision(Box<ProvisionArgs>),
+
     /// Print a completion script for your shell
     Completions {
         /// The shell to complete in
@@ -28,10 +33,27 @@ impl Cli {
     /// Whatever kept the command from its work, with the remedy where there is one.
     pub fn execute(self) -> Result<ExitCode> {
         match self.command {
+            Command::Provision(args) => runtime()?.block_on(args.execute()),
             Command::Completions { shell } => {
-                clap_complete::generate(shell, &mut Self::command(), "host", &mut std::io::stdout());
+                let mut script = Vec::new();
+                clap_complete::generate(shell, &mut Self::command(), "host", &mut script);
+                print(&String::from_utf8_lossy(&script))?;
                 Ok(ExitCode::SUCCESS)
             }
         }
+    }
+}
+
+/// What the commands run on that do not run guests: one thread, this one.
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")
+}
+
+/// Prints to standard output. A reader that went away, as in `… | head -1`, has what it wanted: no error.
+pub(crate) fn print(text: &str) -> Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(err) if err.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result.context("write to standard output"),
     }
 }

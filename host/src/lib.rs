@@ -5,5 +5,6 @@ pub mod dev;
 pub mod mails;
 pub mod names;
 pub mod nats;
+pub mod provision;
 
 pub use cli::Cli;
