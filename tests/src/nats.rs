@@ -1,7 +1,7 @@
 use crate::process::Process;
 use crate::tools;
 use crate::wait::eventually;
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use async_nats::{Client, ConnectOptions, jetstream};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -153,7 +153,7 @@ impl NatsServer {
         // A server that refuses its configuration ends at once: no need to wait for the deadline then.
         let found = tokio::select! {
             found = eventually(START_DEADLINE, "nats-server answers", probe, |_| true) => found,
-            Err(err) = self.process.wait_for_line(START_DEADLINE * 2, |_| false) => Err(err),
+            last_line = self.process.wait_for_end() => Err(anyhow!("nats-server ended at once; {last_line}")),
         };
         (self.url, self.monitoring) = found?;
         Ok(())

@@ -114,6 +114,17 @@ impl Process {
         Ok(status.is_none())
     }
 
+    /// Waits, without a deadline, until it has closed its output, and returns its last line: for a `select!` beside
+    /// what should happen first.
+    ///
+    /// # Cancel safety
+    /// Dropping the future changes nothing.
+    pub async fn wait_for_end(&self) -> String {
+        // Fails only without a sender, and this value holds one.
+        _ = self.log.subscribe().wait_for(|log| log.open_pipes == 0).await;
+        self.last_line()
+    }
+
     /// Waits until it ends by itself.
     ///
     /// # Errors

