@@ -1,0 +1,463 @@
+//! What is read from a mail: a few header fields, and the first text a person would read.
+//!
+//! Field values, encoded words, charsets and transfer encodings are `mail-parser`'s work; finding the fields and
+//! the text is done here. A parser of whole mails decodes every attachment and nests as deep as the sender
+//! likes, both of which an instance with little memory and one millisecond cannot afford. Here parts that are not
+//! read are not decoded, and depth, number of parts and length of text have limits.
+
+use std::borrow::Cow;
+
+use mail_parser::decoders::base64::base64_decode;
+use mail_parser::decoders::charsets::map::charset_decoder;
+use mail_parser::decoders::html::html_to_text;
+use mail_parser::decoders::quoted_printable::quoted_printable_decode;
+use mail_parser::parsers::MessageStream;
+use mail_parser::{ContentType, HeaderValue};
+use memchr::{memchr, memchr_iter, memmem};
+
+/// At most this much of the text is read.
+pub const TEXT_MAX_BYTES: usize = 64 * 1024;
+/// At most this much of an HTML text is converted, style sheets and all.
+const HTML_MAX_BYTES: usize = 4 * TEXT_MAX_BYTES;
+/// A field longer than this is cut: long enough for a thread of hundreds, and a bound for decoding.
+const FIELD_MAX_BYTES: usize = 16 * 1024;
+/// The text is looked for this deep in multiparts and forwarded mails.
+const DEPTH_MAX: usize = 8;
+/// And in at most this many parts.
+const PARTS_MAX: usize = 64;
+/// At most this many addressees are read.
+const ADDRESSEES_MAX: usize = 16;
+
+/// A mail, as far as the rules want to know it.
+#[derive(Debug)]
+pub struct Mail<'a> {
+    /// The header fields.
+    pub fields: Fields<'a>,
+    /// The subject, decoded. UTF-8, unless the sender put raw bytes of another charset there.
+    pub subject: Cow<'a, [u8]>,
+    /// The first readable text, decoded: at most [`TEXT_MAX_BYTES`], with the quoted parts still in it.
+    pub text: Cow<'a, [u8]>,
+    /// All of it.
+    pub data: &'a [u8],
+}
+
+/// The header fields that the rules look at, folded and encoded as they stand in the mail; empty when missing.
+#[derive(Debug, Default)]
+pub struct Fields<'a> {
+    /// `Subject`
+    pub subject: &'a [u8],
+    /// `From`
+    pub from: &'a [u8],
+    /// `To`
+    pub to: &'a [u8],
+    /// `Cc`
+    pub cc: &'a [u8],
+    /// `Delivered-To`, `X-Original-To`: the mailbox it arrived in, whatever the sender wrote
+    pub delivered_to: &'a [u8],
+    /// `Message-ID`
+    pub message_id: &'a [u8],
+    /// `In-Reply-To`
+    pub in_reply_to: &'a [u8],
+    /// `References`
+    pub references: &'a [u8],
+    /// `Importance`
+    pub importance: &'a [u8],
+    /// `Priority`
+    pub priority: &'a [u8],
+    /// `X-Priority`
+    pub x_priority: &'a [u8],
+    /// `Auto-Submitted`
+    pub auto_submitted: &'a [u8],
+    /// `Precedence`
+    pub precedence: &'a [u8],
+    /// `List-Id`
+    pub list_id: &'a [u8],
+    /// `List-Post`
+    pub list_post: &'a [u8],
+    /// `List-Unsubscribe`
+    pub list_unsubscribe: &'a [u8],
+    /// `X-Spam-Flag`
+    pub spam_flag: &'a [u8],
+    /// `Content-Type`
+    content_type: &'a [u8],
+    /// `Content-Transfer-Encoding`
+    encoding: &'a [u8],
+    /// `Content-Disposition`
+    disposition: &'a [u8],
+    /// Whether there was any field that says "this is a mail".
+    is_mail: bool,
+}
+
+impl<'a> Mail<'a> {
+    /// Reads a mail.
+    ///
+    /// # Errors
+    /// The reason why these bytes are no mail.
+    pub fn read(data: &'a [u8]) -> Result<Mail<'a>, String> {
+        let content = after_mbox_line(data);
+        if content.trim_ascii().is_empty() {
+            return Err("no mail: nothing in it".to_owned());
+        }
+        let (fields, body) = Fields::split(content);
+        if !fields.is_mail {
+            return Err("no mail: no From, To, Subject, Date, Message-ID or Received field at the top".to_owned());
+        }
+        let subject = decode_words(fields.subject);
+        let text = Finder { parts: 0 }.text(&fields, body, 0).unwrap_or_default();
+        Ok(Mail { fields, subject, text, data })
+    }
+
+    /// The local parts (before the `@`) of those the mail is addressed to, at most 16.
+    pub fn addressees(&self) -> impl Iterator<Item = &'a [u8]> {
+        let Fields { to, cc, delivered_to, .. } = self.fields;
+        [delivered_to, to, cc].into_iter().flat_map(local_parts).take(ADDRESSEES_MAX)
+    }
+
+    /// Calls `read` with every stretch of the text that the sender wrote anew: not the quoted lines, the line that
+    /// announces them, what follows "Original Message", or the signature.
+    pub fn new_text(&self, mut read: impl FnMut(&[u8])) {
+        let text = &*self.text;
+        let (mut stretch, mut line_start) = (0, 0);
+        for line_end in memchr_iter(b'\n', text).chain([text.len()]) {
+            let line = &text[line_start..line_end];
+            let next = (line_end + 1).min(text.len());
+            match Line::of(line) {
+                Line::New => {}
+                kind => {
+                    read(&text[stretch..line_start]);
+                    if kind == Line::End {
+                        return;
+                    }
+                    stretch = next;
+                }
+            }
+            line_start = next;
+        }
+        read(&text[stretch..]);
+    }
+}
+
+/// What a line of text is to somebody who looks for what is new.
+#[derive(PartialEq, Eq)]
+enum Line {
+    New,
+    Old,
+    /// Nothing new follows.
+    End,
+}
+
+impl Line {
+    fn of(line: &[u8]) -> Line {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        match line.first() {
+            Some(b'>') => Line::Old,
+            Some(b'-') if line == b"-- " || line == b"--" => Line::End,
+            Some(b'-') if line.starts_with(b"-----") && is_original_message(line) => Line::End,
+            Some(b'_') if line.len() >= 20 && line.iter().all(|&byte| byte == b'_') => Line::End,
+            Some(b' ') if line.trim_ascii_start().starts_with(b">") => Line::Old,
+            _ if line.ends_with(b":") && is_attribution(line) => Line::Old,
+            _ => Line::New,
+        }
+    }
+}
+
+/// "-----Original Message-----" and its translations.
+fn is_original_message(line: &[u8]) -> bool {
+    let words = line.trim_ascii_end();
+    let words = words.strip_suffix(b"-----").unwrap_or(words);
+    let words = words[5..].trim_ascii();
+    let known: [&[u8]; 4] =
+        [b"original message", b"urspr\xc3\xbcngliche nachricht", b"urspr\xfcngliche nachricht", b"message d'origine"];
+    known.iter().any(|known| words.eq_ignore_ascii_case(known))
+}
+
+/// "On Monday, 2 March 2026, Billing wrote:" and its translations.
+fn is_attribution(line: &[u8]) -> bool {
+    let words = line[..line.len() - 1].trim_ascii_end();
+    let known: [&[u8]; 4] = [b" wrote", b" schrieb", b" a \xc3\xa9crit", b" a \xe9crit"];
+    known.iter().any(|known| words.ends_with(known))
+}
+
+/// What follows a leading mbox line `From sender date`, if there is one.
+fn after_mbox_line(data: &[u8]) -> &[u8] {
+    if data.starts_with(b"From ") {
+        memchr(b'\n', data).map_or(&data[data.len()..], |end| &data[end + 1..])
+    } else {
+        data
+    }
+}
+
+impl<'a> Fields<'a> {
+    /// Takes the header apart and returns it with what follows it.
+    ///
+    /// A line that is no field is skipped. Of a repeated field the first one counts.
+    fn split(data: &'a [u8]) -> (Fields<'a>, &'a [u8]) {
+        let mut fields = Fields::default();
+        let mut rest = data;
+        // Some senders and many test files begin with empty lines.
+        while let [b'\r' | b'\n', tail @ ..] = rest {
+            rest = tail;
+        }
+        loop {
+            match rest {
+                [] => return (fields, rest),
+                [b'\n', body @ ..] | [b'\r', b'\n', body @ ..] => return (fields, body),
+                _ => {}
+            }
+            let mut end = 0;
+            loop {
+                end += memchr(b'\n', &rest[end..]).map_or(rest.len() - end, |line_end| line_end + 1);
+                if !matches!(rest.get(end), Some(b' ' | b'\t')) {
+                    break;
+                }
+            }
+            let (field, tail) = rest.split_at(end);
+            fields.note(field);
+            rest = tail;
+        }
+    }
+
+    fn note(&mut self, field: &'a [u8]) {
+        // No name asked for is longer than 25 bytes: do not search a long line that is no field.
+        let Some(colon) = field.iter().take(32).position(|&byte| byte == b':') else { return };
+        let name = field[..colon].trim_ascii_end();
+        let (place, makes_mail) = match (name.len(), name.first().map(u8::to_ascii_lowercase)) {
+            (2, Some(b't')) if name.eq_ignore_ascii_case(b"To") => (&mut self.to, true),
+            (2, Some(b'c')) if name.eq_ignore_ascii_case(b"Cc") => (&mut self.cc, true),
+            (4, Some(b'f')) if name.eq_ignore_ascii_case(b"From") => (&mut self.from, true),
+            (4, Some(b'd')) if name.eq_ignore_ascii_case(b"Date") => {
+                self.is_mail = true;
+                return;
+            }
+            (7, Some(b's')) if name.eq_ignore_ascii_case(b"Subject") => (&mut self.subject, true),
+            (7, Some(b'l')) if name.eq_ignore_ascii_case(b"List-Id") => (&mut self.list_id, false),
+            (8, Some(b'r')) if name.eq_ignore_ascii_case(b"Received") => {
+                self.is_mail = true;
+                return;
+            }
+            (8, Some(b'p')) if name.eq_ignore_ascii_case(b"Priority") => (&mut self.priority, false),
+            (9, Some(b'l')) if name.eq_ignore_ascii_case(b"List-Post") => (&mut self.list_post, false),
+            (10, Some(b'm')) if name.eq_ignore_ascii_case(b"Message-ID") => (&mut self.message_id, true),
+            (10, Some(b'r')) if name.eq_ignore_ascii_case(b"References") => (&mut self.references, true),
+            (10, Some(b'i')) if name.eq_ignore_ascii_case(b"Importance") => (&mut self.importance, false),
+            (10, Some(b'x')) if name.eq_ignore_ascii_case(b"X-Priority") => (&mut self.x_priority, false),
+            (10, Some(b'p')) if name.eq_ignore_ascii_case(b"Precedence") => (&mut self.precedence, false),
+            (11, Some(b'i')) if name.eq_ignore_ascii_case(b"In-Reply-To") => (&mut self.in_reply_to, true),
+            (11, Some(b'x')) if name.eq_ignore_ascii_case(b"X-Spam-Flag") => (&mut self.spam_flag, false),
+            (12, Some(b'd')) if name.eq_ignore_ascii_case(b"Delivered-To") => (&mut self.delivered_to, false),
+            (13, Some(b'x')) if name.eq_ignore_ascii_case(b"X-Original-To") => (&mut self.delivered_to, false),
+            (12, Some(b'c')) if name.eq_ignore_ascii_case(b"Content-Type") => (&mut self.content_type, false),
+            (14, Some(b'a')) if name.eq_ignore_ascii_case(b"Auto-Submitted") => (&mut self.auto_submitted, false),
+            (16, Some(b'l')) if name.eq_ignore_ascii_case(b"List-Unsubscribe") => (&mut self.list_unsubscribe, false),
+            (19, Some(b'c')) if name.eq_ignore_ascii_case(b"Content-Disposition") => (&mut self.disposition, false),
+            (25, Some(b'c')) if name.eq_ignore_ascii_case(b"Content-Transfer-Encoding") => (&mut self.encoding, false),
+            _ => return,
+        };
+        self.is_mail |= makes_mail;
+        if place.is_empty() {
+            let value = field[colon + 1..].trim_ascii();
+            *place = &value[..value.len().min(FIELD_MAX_BYTES)];
+        }
+    }
+}
+
+/// Decodes encoded words (`=?utf-8?Q?…?=`) and unfolds; a field without either is left where it is.
+fn decode_words(value: &[u8]) -> Cow<'_, [u8]> {
+    if memmem::find(value, b"=?").is_none() {
+        // A line end in a folded subject separates words as well as a space does.
+        return Cow::Borrowed(value);
+    }
+    // The parser wants to see the end of the field.
+    let mut field = value.to_vec();
+    field.push(b'\n');
+    match MessageStream::new(&field).parse_unstructured() {
+        HeaderValue::Text(text) => Cow::Owned(text.into_owned().into_bytes()),
+        _ => Cow::Borrowed(value),
+    }
+}
+
+/// The local parts of the addresses in a field; names before them are passed over.
+fn local_parts(field: &[u8]) -> impl Iterator<Item = &[u8]> {
+    memchr_iter(b'@', field).map(|at| {
+        let before = &field[..at];
+        let start = before.iter().rposition(|&byte| matches!(byte, b' ' | b'\t' | b'\n' | b'<' | b',' | b':' | b'"'));
+        &before[start.map_or(0, |start| start + 1)..]
+    })
+}
+
+/// Looks for the first readable text of a mail.
+struct Finder {
+    /// Parts looked at so far.
+    parts: usize,
+}
+
+impl Finder {
+    /// The text of a part: of the plain kind if there is one, of HTML otherwise.
+    fn text<'a>(&mut self, fields: &Fields<'a>, body: &'a [u8], depth: usize) -> Option<Cow<'a, [u8]>> {
+        self.parts += 1;
+        if depth > DEPTH_MAX || self.parts > PARTS_MAX || is_attachment(fields.disposition) {
+            return None;
+        }
+        let content_type = parse_content_type(fields.content_type);
+        let Some(content_type) = &content_type else { return Some(plain_text(fields, None, body)) };
+        let charset = content_type.attribute("charset");
+        match (content_type.ctype(), content_type.subtype().unwrap_or_default()) {
+            ("text", "html") => Some(html_text(fields, charset, body)),
+            ("text", "plain") => Some(plain_text(fields, charset, body)),
+            ("multipart", subtype) => {
+                match content_type.attribute("boundary").filter(|boundary| !boundary.is_empty()) {
+                    Some(boundary) => self.multipart(subtype, boundary.as_bytes(), body, depth),
+                    None => Some(plain_text(fields, charset, body)),
+                }
+            }
+            ("message", "rfc822" | "global") => {
+                let (fields, body) = Fields::split(body);
+                self.text(&fields, body, depth + 1)
+            }
+            _ => None,
+        }
+    }
+
+    /// The text of the first part that has one; of several versions of the same the plain one, if it is not empty.
+    fn multipart<'a>(&mut self, subtype: &str, boundary: &[u8], body: &'a [u8], depth: usize) -> Option<Cow<'a, [u8]>> {
+        let mut fallback = None;
+        for part in Parts::of(body, boundary) {
+            if self.parts >= PARTS_MAX {
+                break;
+            }
+            let (fields, body) = Fields::split(part);
+            let is_html = starts_with_ignore_case(fields.content_type, b"text/html");
+            if is_html && fallback.is_some() {
+                continue;
+            }
+            match self.text(&fields, body, depth + 1) {
+                Some(text) if text.trim_ascii().is_empty() => {}
+                Some(text) if is_html && subtype == "alternative" => fallback = Some(text),
+                Some(text) => return Some(text),
+                None => {}
+            }
+        }
+        fallback
+    }
+}
+
+/// The parts between the delimiters of a multipart.
+struct Parts<'a, 'b> {
+    rest: &'a [u8],
+    finder: memmem::Finder<'b>,
+    boundary_length: usize,
+    done: bool,
+}
+
+impl<'a, 'b> Parts<'a, 'b> {
+    fn of(body: &'a [u8], boundary: &'b [u8]) -> Parts<'a, 'b> {
+        let mut parts =
+            Parts { rest: body, finder: memmem::Finder::new(boundary), boundary_length: boundary.len(), done: false };
+        // What stands before the first delimiter is for readers that do not know MIME.
+        parts.next();
+        parts
+    }
+}
+
+impl<'a> Iterator for Parts<'a, '_> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        if self.done {
+            return None;
+        }
+        let mut from = 0;
+        while let Some(found) = self.finder.find(&self.rest[from..]) {
+            let (before, after) = (&self.rest[..from + found], &self.rest[from + found + self.boundary_length..]);
+            // Another boundary may begin like this one.
+            let is_whole = matches!(after, [] | [b' ' | b'\t' | b'\r' | b'\n', ..] | [b'-', b'-', ..]);
+            let part = before.strip_suffix(b"--").filter(|part| matches!(part, [] | [.., b'\n']));
+            if let Some(part) = part.filter(|_| is_whole) {
+                // The line end before a delimiter belongs to the delimiter.
+                let part = part.strip_suffix(b"\n").unwrap_or(part);
+                self.done = after.starts_with(b"--");
+                self.rest = memchr(b'\n', after).map_or(&[], |end| &after[end + 1..]);
+                return Some(part);
+            }
+            from += found + self.boundary_length;
+        }
+        // Cut short: what there is, is the last part.
+        self.done = true;
+        Some(self.rest)
+    }
+}
+
+fn parse_content_type(value: &[u8]) -> Option<ContentType<'static>> {
+    if value.is_empty() {
+        return None;
+    }
+    let mut field = value.to_vec();
+    field.push(b'\n');
+    match MessageStream::new(&field).parse_content_type().into_owned() {
+        HeaderValue::ContentType(content_type) => Some(content_type),
+        _ => None,
+    }
+}
+
+fn is_attachment(disposition: &[u8]) -> bool {
+    starts_with_ignore_case(disposition, b"attachment")
+}
+
+fn starts_with_ignore_case(value: &[u8], start: &[u8]) -> bool {
+    value.get(..start.len()).is_some_and(|head| head.eq_ignore_ascii_case(start))
+}
+
+/// A plain text, decoded to UTF-8 as far as its charset is known.
+fn plain_text<'a>(fields: &Fields<'_>, charset: Option<&str>, body: &'a [u8]) -> Cow<'a, [u8]> {
+    let mut text = decode(fields.encoding, body, TEXT_MAX_BYTES);
+    if let Some(decoded) = decode_charset(&text, charset) {
+        text = Cow::Owned(decoded.into_bytes());
+    }
+    cut(text, TEXT_MAX_BYTES)
+}
+
+/// The text of an HTML page, up to where a quoted mail begins.
+fn html_text(fields: &Fields<'_>, charset: Option<&str>, body: &[u8]) -> Cow<'static, [u8]> {
+    let mut html = decode(fields.encoding, body, HTML_MAX_BYTES);
+    if let Some(quote) = memmem::find(&html, b"<blockquote") {
+        html = cut(html, quote);
+    }
+    let html = match decode_charset(&html, charset) {
+        Some(decoded) => Cow::Owned(decoded),
+        None => String::from_utf8_lossy(&html),
+    };
+    cut(Cow::Owned(html_to_text(&html).into_bytes()), TEXT_MAX_BYTES)
+}
+
+/// Undoes the transfer encoding, at most up to `max_bytes` of the result. What cannot be decoded is left alone.
+fn decode<'a>(encoding: &[u8], body: &'a [u8], max_bytes: usize) -> Cow<'a, [u8]> {
+    // Encoded, every byte takes at most three, and lines end more often.
+    let encoded = &body[..body.len().min(max_bytes * 7 / 2)];
+    let decoded = if encoding.eq_ignore_ascii_case(b"base64") {
+        base64_decode(encoded)
+    } else if encoding.eq_ignore_ascii_case(b"quoted-printable") {
+        quoted_printable_decode(encoded)
+    } else {
+        None
+    };
+    cut(decoded.map_or(Cow::Borrowed(body), Cow::Owned), max_bytes)
+}
+
+/// Decodes a charset that is not ASCII or UTF-8; none if there is nothing to decode or no such charset is known.
+fn decode_charset(text: &[u8], charset: Option<&str>) -> Option<String> {
+    let charset = charset?;
+    if charset.eq_ignore_ascii_case("utf-8") || text.is_ascii() && !charset.to_ascii_lowercase().starts_with("utf") {
+        return None;
+    }
+    charset_decoder(charset.as_bytes()).map(|decode| decode(text))
+}
+
+fn cut(text: Cow<'_, [u8]>, max_bytes: usize) -> Cow<'_, [u8]> {
+    match text {
+        Cow::Borrowed(text) => Cow::Borrowed(&text[..text.len().min(max_bytes)]),
+        Cow::Owned(mut text) => {
+            text.truncate(max_bytes);
+            Cow::Owned(text)
+        }
+    }
+}
