@@ -1,6 +1,8 @@
 //! The command line as typed. Each command's own arguments stand in the module that carries it out.
 
 use crate::provision::ProvisionArgs;
+use crate::run::{RunArgs, run};
+use crate::triage::{TriageArgs, triage};
 use anyhow::{Context as _, Result};
 use clap::{CommandFactory, Parser, Subcommand};
 use std::io::{self, Write as _};
@@ -16,8 +18,22 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Fetch messages and run the component on each: the loop
+    Run(Box<RunArgs>),
+
     /// Create or check the streams, the consumer and the key-value bucket
     Provision(Box<ProvisionArgs>),
+
+    /// Print the verdicts on mails from disk, without NATS
+    Triage(TriageArgs),
+
+    /// Compile a component to machine code, or make a component of a core module
+    #[cfg(feature = "compile")]
+    Compile(crate::component::CompileArgs),
+
+    /// Show what a component imports, exports and would need to be granted
+    #[cfg(feature = "compile")]
+    Inspect(crate::component::InspectArgs),
 
     /// Print a completion script for your shell
     Completions {
@@ -33,7 +49,13 @@ impl Cli {
     /// Whatever kept the command from its work, with the remedy where there is one.
     pub fn execute(self) -> Result<ExitCode> {
         match self.command {
+            Command::Run(args) => run(*args),
             Command::Provision(args) => runtime()?.block_on(args.execute()),
+            Command::Triage(args) => triage(&args),
+            #[cfg(feature = "compile")]
+            Command::Compile(args) => crate::component::compile(&args),
+            #[cfg(feature = "compile")]
+            Command::Inspect(args) => crate::component::inspect(&args),
             Command::Completions { shell } => {
                 let mut script = Vec::new();
                 clap_complete::generate(shell, &mut Self::command(), "host", &mut script);

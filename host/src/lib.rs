@@ -1,10 +1,32 @@
-//! Mailroom's host.
+//! Mailroom's host: takes messages from NATS JetStream and runs a WebAssembly component on each, in a fresh
+//! sandboxed instance.
+//!
+//! The path of one message: a shard of [`host`] has room and pulls through [`source`]; the message gets a slot and
+//! an instance from [`pool`], whose imports are what [`capabilities`] grants; the guest answers in the words of
+//! [`interface`]; [`settle`] says what the answer means; [`sink`] stores the verdict or the dead letter and awaits
+//! its PubAck; only then is the message acknowledged. [`admin`] shows all of it to operators.
 
 mod cli;
-pub mod dev;
-pub mod mails;
-pub mod names;
-pub mod nats;
-pub mod provision;
+mod run;
+
+mod admin;
+mod capabilities;
+mod host;
+mod interface;
+mod pool;
+mod settle;
+mod sink;
+mod source;
+
+mod component;
+mod engine;
+mod log;
+mod names;
+mod nats;
+
+mod dev;
+mod mails;
+mod provision;
+mod triage;
 
 pub use cli::Cli;

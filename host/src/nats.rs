@@ -1,11 +1,13 @@
 //! Connecting to NATS: the options every command shares, and errors that say what to do about them.
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use async_nats::jetstream::context::{AccountErrorKind, ContextBuilder};
+use async_nats::jetstream::context::{ContextBuilder, RequestErrorKind};
+use async_nats::jetstream::response::Response;
 use async_nats::jetstream::{Context, ErrorCode};
 use async_nats::rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use async_nats::{Auth, AuthError, Client, ConnectErrorKind, ConnectOptions, Event, ReconnectToServer};
 use async_nats::{ServerAddr, ServerError, rustls};
+use serde_json::{Value, json};
 use std::error::Error;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
@@ -271,6 +273,11 @@ pub enum ConnectError {
 }
 
 impl Nats {
+    /// The subjects of JetStream's API begin with this.
+    pub fn api_prefix(&self) -> &str {
+        &self.api
+    }
+
     /// The defaults, and this server: for a private one such as [`DevServer`](crate::dev::DevServer).
     ///
     /// # Errors
@@ -462,14 +469,10 @@ fn is_refusal(err: &ServerError) -> bool {
 /// # Errors
 /// A server or an account without JetStream, no permission, no answer; each with its remedy.
 pub async fn check_jetstream(jetstream: &Context) -> Result<()> {
-    let Err(err) = jetstream.query_account().await else { return Ok(()) };
-    Err(match err.kind() {
-        // Nobody listens on the API's subjects: either the server or this domain has none.
-        AccountErrorKind::JetStreamUnavailable => anyhow!(
-            "the NATS server has no JetStream; start it with `nats-server -js`, or look at --js-domain and \
-             --js-api-prefix"
-        ),
-        AccountErrorKind::JetStream(err) => match err.error_code() {
+    // Not `query_account`: it cannot read the answer of a 2.9 server.
+    match jetstream.request("INFO", &json!({})).await {
+        Ok(Response::Ok::<Value>(_)) => Ok(()),
+        Ok(Response::Err { error }) => Err(match error.error_code() {
             ErrorCode::JETSTREAM_NOT_ENABLED => {
                 anyhow!("the NATS server has no JetStream; start it with `nats-server -js`")
             }
@@ -477,14 +480,21 @@ pub async fn check_jetstream(jetstream: &Context) -> Result<()> {
                 "JetStream is not enabled for this account; enable it in the server's configuration \
                  (`jetstream: enabled` in the account) or log in to another one"
             ),
-            _ => anyhow!("ask JetStream about this account: {err}"),
-        },
-        AccountErrorKind::TimedOut => anyhow!(
-            "no answer from JetStream; if the server runs, this user may lack permission to publish to \
-             `$JS.API.>` or to subscribe to its inbox (see --inbox-prefix)"
-        ),
-        AccountErrorKind::Other => anyhow!("ask JetStream about this account: {}", innermost(&err)),
-    })
+            _ => anyhow!("ask JetStream about this account: {error}"),
+        }),
+        Err(err) => Err(match err.kind() {
+            // Nobody listens on the API's subjects: either the server or this domain has none.
+            RequestErrorKind::NoResponders => anyhow!(
+                "the NATS server has no JetStream; start it with `nats-server -js`, or look at --js-domain and \
+                 --js-api-prefix"
+            ),
+            RequestErrorKind::TimedOut => anyhow!(
+                "no answer from JetStream; if the server runs, this user may lack permission to publish to \
+                 `$JS.API.>` or to subscribe to its inbox (see --inbox-prefix)"
+            ),
+            _ => anyhow!("ask JetStream about this account: {}", innermost(&err)),
+        }),
+    }
 }
 
 /// Who we are to the server.

@@ -54,7 +54,7 @@ impl Host {
     /// # Errors
     /// When the admin endpoint does not answer.
     pub async fn ready(&self) -> Result<(u16, String)> {
-        let response = http::get(&format!("{}/ready", self.admin)).await?;
+        let response = http::get(&format!("{}/readyz", self.admin)).await?;
         Ok((response.status, response.body))
     }
 

@@ -1,0 +1,71 @@
+//! `wasi:config/store`: what the operator passed, read-only and the same for every message.
+
+use super::State;
+use crate::interface::wasi::config::store::{Error, Host};
+use anyhow::{Result, bail};
+use std::sync::Arc;
+
+/// Largest configuration in bytes, keys and values together: every message that asks gets a copy.
+const MAX_BYTES: usize = 64 << 10;
+
+/// The pairs that a guest reads through `wasi:config/store`, in the order of their keys.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Configuration(Arc<[(String, String)]>);
+
+impl Configuration {
+    /// Takes `KEY=VALUE` pairs; of a repeated key the last one counts.
+    ///
+    /// # Errors
+    /// A pair without a key or without `=`, or more than 64 KiB in all.
+    pub fn parse<S: AsRef<str>>(pairs: impl IntoIterator<Item = S>) -> Result<Self> {
+        let mut sorted = std::collections::BTreeMap::new();
+        for pair in pairs {
+            match pair.as_ref().split_once('=') {
+                Some((key, value)) if !key.is_empty() => sorted.insert(key.to_string(), value.to_string()),
+                _ => bail!("configuration {:?} is not of the form KEY=VALUE", pair.as_ref()),
+            };
+        }
+        let bytes: usize = sorted.iter().map(|(key, value)| key.len() + value.len()).sum();
+        if bytes > MAX_BYTES {
+            bail!("configuration of {bytes} bytes; at most {MAX_BYTES}");
+        }
+        Ok(Self(sorted.into_iter().collect()))
+    }
+}
+
+impl Host for State {
+    fn get(&mut self, key: String) -> Result<Option<String>, Error> {
+        let pairs = &self.configuration.0;
+        Ok(pairs.binary_search_by(|(name, _)| name.cmp(&key)).ok().map(|at| pairs[at].1.clone()))
+    }
+
+    fn get_all(&mut self) -> Result<Vec<(String, String)>, Error> {
+        Ok(self.configuration.0.to_vec())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_value_of_a_key_counts() -> Result<()> {
+        let configuration = Configuration::parse(["b=1", "a=x=y", "b=2", "c="])?;
+        let mut state = State::new(configuration, 0);
+        assert_eq!(state.get("a".into()).expect("found"), Some("x=y".into()));
+        assert_eq!(state.get("b".into()).expect("found"), Some("2".into()));
+        assert_eq!(state.get("c".into()).expect("found"), Some(String::new()));
+        assert_eq!(state.get("d".into()).expect("looked up"), None);
+        assert_eq!(state.get_all().expect("listed").len(), 3);
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_no_pair_is_named() {
+        for pair in ["", "key", "=value"] {
+            let error = Configuration::parse([pair]).expect_err(pair).to_string();
+            assert!(error.contains("KEY=VALUE"), "{error}");
+        }
+        assert!(Configuration::parse([format!("k={}", "v".repeat(MAX_BYTES))]).is_err());
+    }
+}

@@ -1,0 +1,350 @@
+//! Components on disk: telling them apart, loading, compiling, making one of a core module, inspecting.
+
+use anyhow::{Context, Result, bail};
+use sha2::{Digest, Sha256};
+use std::fmt;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use wasmtime::Engine;
+use wasmtime::component::Component;
+
+/// Stands before the digest at the end of a `.cwasm`, behind what wasmtime wrote.
+const TRAILER_MAGIC: &[u8; 16] = b"mailroom-cwasm-1";
+const TRAILER_BYTES: u64 = 16 + 32;
+
+/// A component ready to be linked.
+pub struct Loaded {
+    /// The component, compiled for the engine it was loaded into.
+    pub component: Component,
+    /// SHA-256 of the `.wasm`, as `sha256:…`, also when loaded from a `.cwasm`.
+    pub digest: String,
+    /// Where it came from.
+    pub path: PathBuf,
+}
+
+/// What a file's first bytes say it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Component,
+    CoreModule,
+    Compiled,
+    Unknown,
+}
+
+impl Kind {
+    fn of(bytes: &[u8]) -> Self {
+        match bytes {
+            [0, b'a', b's', b'm', _, 0, 1, 0, ..] => Self::Component,
+            [0, b'a', b's', b'm', ..] => Self::CoreModule,
+            [0x7f, b'E', b'L', b'F', ..] => Self::Compiled,
+            _ => Self::Unknown,
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Component => "component",
+            Self::CoreModule => "core module",
+            Self::Compiled => "compiled component",
+            Self::Unknown => "no WebAssembly",
+        })
+    }
+}
+
+/// Loads the component at `path` into `engine`: a `.wasm` is compiled, a `.cwasm` is mapped as it is.
+///
+/// # Errors
+/// An unreadable file, one that is no component, one that does not validate, a `.cwasm` made by another version or
+/// configuration; each named, with the remedy.
+pub fn load(engine: &Engine, path: &Path) -> Result<Loaded> {
+    let mut file = File::open(path).with_context(|| format!("open component {}", path.display()))?;
+    let mut head = [0; 8];
+    let length = read_up_to(&mut file, &mut head).with_context(|| format!("read component {}", path.display()))?;
+    let name = path.display();
+    match Kind::of(&head[..length]) {
+        Kind::Component => load_wasm(engine, path),
+        Kind::Compiled => load_compiled(engine, file, path),
+        Kind::CoreModule => bail!(
+            "{name}: is a core module, not a component; make one of it with `host compile {name} --output COMPONENT.wasm`"
+        ),
+        Kind::Unknown => bail!("{name}: is no WebAssembly component; it takes a .wasm component or a .cwasm"),
+    }
+}
+
+fn read_up_to(file: &mut File, buffer: &mut [u8]) -> std::io::Result<usize> {
+    let mut length = 0;
+    while length < buffer.len() {
+        match file.read(&mut buffer[length..])? {
+            0 => break,
+            read => length += read,
+        }
+    }
+    Ok(length)
+}
+
+#[cfg(feature = "compile")]
+fn load_wasm(engine: &Engine, path: &Path) -> Result<Loaded> {
+    let bytes = std::fs::read(path).with_context(|| format!("read component {}", path.display()))?;
+    let component = Component::from_binary(engine, &bytes)
+        .map_err(anyhow::Error::from)
+        .with_context(|| format!("{}: is no valid component", path.display()))?;
+    Ok(Loaded { component, digest: digest(&bytes), path: path.to_path_buf() })
+}
+
+#[cfg(not(feature = "compile"))]
+fn load_wasm(_engine: &Engine, path: &Path) -> Result<Loaded> {
+    bail!(
+        "{0}: has to be compiled, and this host has no compiler; run `host compile {0}` with one that has, and load \
+         the .cwasm",
+        path.display()
+    )
+}
+
+fn load_compiled(engine: &Engine, mut file: File, path: &Path) -> Result<Loaded> {
+    let name = path.display();
+    let again = "make a new one with `host compile COMPONENT.wasm` of this version";
+    let mut trailer = [0; TRAILER_BYTES as usize];
+    let length = file.seek(SeekFrom::End(0)).with_context(|| format!("read {name}"))?;
+    let trailer_found = length > TRAILER_BYTES
+        && file
+            .seek(SeekFrom::End(-(TRAILER_BYTES as i64)))
+            .and_then(|_| file.read_exact(&mut trailer))
+            .with_context(|| format!("read {name}"))
+            .map(|()| trailer.starts_with(TRAILER_MAGIC))?;
+    if !trailer_found {
+        bail!("{name}: is no .cwasm of this host's version, or was cut short; {again}");
+    }
+    // SAFETY: machine code has to be trusted. The operator named this file, `docs/operating.md` says what that
+    // means, and wasmtime checks its version, its target and its settings against the engine before using it.
+    let component = unsafe { Component::deserialize_file(engine, path) }
+        .map_err(anyhow::Error::from)
+        .with_context(|| format!("{name}: was compiled by another version or for another machine; {again}"))?;
+    Ok(Loaded { component, digest: format_digest(&trailer[TRAILER_MAGIC.len()..]), path: path.to_path_buf() })
+}
+
+fn digest(bytes: &[u8]) -> String {
+    format_digest(&Sha256::digest(bytes))
+}
+
+fn format_digest(hash: &[u8]) -> String {
+    hash.iter().fold("sha256:".to_string(), |text, byte| text + &format!("{byte:02x}"))
+}
+
+#[cfg(feature = "compile")]
+pub use compiling::{CompileArgs, InspectArgs, compile, inspect};
+
+#[cfg(feature = "compile")]
+mod compiling {
+    use super::*;
+    use crate::capabilities::provided;
+    use crate::engine::{Cpu, config_for};
+    use crate::interface::HANDLER;
+    use std::borrow::Cow;
+    use std::io::Write;
+    use std::process::ExitCode;
+    use wasi_preview1_component_adapter_provider::{
+        WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, WASI_SNAPSHOT_PREVIEW1_REACTOR_ADAPTER,
+    };
+    use wit_component::{ComponentEncoder, DecodedWasm, OutputToString, WitPrinter};
+
+    /// Arguments of `host compile`.
+    #[derive(Debug, clap::Args)]
+    #[command(after_help = "Examples:
+  host compile triage.wasm                            writes triage.cwasm, machine code for `host run`
+  host compile module.wasm --output triage.wasm       makes a component of a core module that embeds its world
+  host compile triage.wasm --cpu native               for this processor only")]
+    pub struct CompileArgs {
+        /// The component, or a core module with its world embedded (wasi_snapshot_preview1 is adapted)
+        input: PathBuf,
+        /// Where to write: a .cwasm gets machine code, a .wasm gets the component [default: INPUT with .cwasm]
+        #[arg(short, long, value_name = "FILE", env = "MAILROOM_OUTPUT")]
+        output: Option<PathBuf>,
+        /// The processor to compile for; code for a newer one is refused where it would run
+        #[arg(long, value_enum, default_value_t, env = "MAILROOM_CPU")]
+        cpu: Cpu,
+    }
+
+    /// Arguments of `host inspect`.
+    #[derive(Debug, clap::Args)]
+    pub struct InspectArgs {
+        /// A component, a core module with its world embedded, or a .cwasm
+        file: PathBuf,
+        /// Print the component's WIT and nothing else
+        #[arg(long)]
+        wit: bool,
+        /// Print JSON
+        #[arg(long, conflicts_with = "wit")]
+        json: bool,
+    }
+
+    /// Carries out `host compile`.
+    ///
+    /// # Errors
+    /// An input that is no component and cannot be made one; an output that cannot be written.
+    pub fn compile(args: &CompileArgs) -> Result<ExitCode> {
+        let output = args.output.clone().unwrap_or_else(|| args.input.with_extension("cwasm"));
+        let component = read_component(&args.input)?;
+        let bytes = match output.extension().and_then(|extension| extension.to_str()) {
+            Some("cwasm") => machine_code(&component, args.cpu)
+                .with_context(|| format!("{}: is no valid component", args.input.display()))?,
+            Some("wasm") => component.clone().into_owned(),
+            _ => bail!("output {}: ends neither in .cwasm (machine code) nor in .wasm (component)", output.display()),
+        };
+        write_atomically(&output, &bytes).with_context(|| format!("write {}", output.display()))?;
+        eprintln!("{}: {} bytes, from {}", output.display(), bytes.len(), digest(&component));
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn machine_code(component: &[u8], cpu: Cpu) -> Result<Vec<u8>> {
+        let engine = Engine::new(&config_for(cpu)?)?;
+        let mut bytes = engine.precompile_component(component)?;
+        bytes.extend_from_slice(TRAILER_MAGIC);
+        bytes.extend_from_slice(&Sha256::digest(component));
+        Ok(bytes)
+    }
+
+    fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut file = tempfile::Builder::new().permissions(permissions()).tempfile_in(folder)?;
+        file.write_all(bytes)?;
+        file.persist(path)?;
+        Ok(())
+    }
+
+    fn permissions() -> std::fs::Permissions {
+        std::os::unix::fs::PermissionsExt::from_mode(0o644)
+    }
+
+    /// The component in the file at `path`, made of a core module where it holds one.
+    fn read_component(path: &Path) -> Result<Cow<'static, [u8]>> {
+        let name = path.display();
+        let bytes = std::fs::read(path).with_context(|| format!("read {name}"))?;
+        match Kind::of(&bytes) {
+            Kind::Component => Ok(bytes.into()),
+            Kind::CoreModule => componentize(&bytes).with_context(|| name.to_string()).map(Cow::Owned),
+            kind => bail!("{name}: is {kind}; it takes a component or a core module (.wasm)"),
+        }
+    }
+
+    fn componentize(module: &[u8]) -> Result<Vec<u8>> {
+        let component = ComponentEncoder::default()
+            .validate(true)
+            .module(module)
+            .and_then(|encoder| {
+                encoder.adapter(WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, WASI_SNAPSHOT_PREVIEW1_REACTOR_ADAPTER)
+            })
+            .and_then(|mut encoder| encoder.encode())
+            .context("make a component of the core module")?;
+        if Interfaces::of(&component)?.exports.is_empty() {
+            bail!(
+                "the core module embeds no world: build it with wit-bindgen for the world `triage` of mailroom:triage, \
+                 or add the world with `wasm-tools component embed`"
+            );
+        }
+        Ok(component)
+    }
+
+    /// What a component imports and exports, without compiling it.
+    struct Interfaces {
+        imports: Vec<String>,
+        exports: Vec<String>,
+        wit: String,
+    }
+
+    impl Interfaces {
+        fn of(component: &[u8]) -> Result<Self> {
+            let decoded = wit_component::decode(component).context("read the component's interfaces")?;
+            let DecodedWasm::Component(resolve, world) = &decoded else {
+                bail!("is a WIT package, not a component");
+            };
+            let names = |items: &wit_parser::IndexMap<wit_parser::WorldKey, wit_parser::WorldItem>| {
+                items.keys().map(|key| resolve.name_world_key(key)).collect()
+            };
+            let (imports, exports) = (names(&resolve.worlds[*world].imports), names(&resolve.worlds[*world].exports));
+            let mut printer = WitPrinter::new(OutputToString::default());
+            printer.print(resolve, decoded.package(), &[]).context("print the component's WIT")?;
+            Ok(Self { imports, exports, wit: printer.output.to_string() })
+        }
+    }
+
+    /// Carries out `host inspect`.
+    ///
+    /// # Errors
+    /// A file that cannot be read or holds no component.
+    pub fn inspect(args: &InspectArgs) -> Result<ExitCode> {
+        let path = &args.file;
+        let bytes = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
+        let kind = Kind::of(&bytes);
+        let (interfaces, digest) = if kind == Kind::Compiled {
+            let engine = Engine::new(&crate::engine::config())?;
+            let loaded = load(&engine, path)?;
+            let kind = loaded.component.component_type();
+            let imports = kind.imports(&engine).map(|(name, _)| name.to_string()).collect();
+            let exports = kind.exports(&engine).map(|(name, _)| name.to_string()).collect();
+            (Interfaces { imports, exports, wit: String::new() }, loaded.digest)
+        } else {
+            let component = read_component(path)?;
+            (Interfaces::of(&component).with_context(|| path.display().to_string())?, digest(&component))
+        };
+        let mut out = std::io::stdout().lock();
+        if args.wit {
+            if kind == Kind::Compiled {
+                bail!("{}: a .cwasm carries no WIT; inspect the .wasm it was made from", path.display());
+            }
+            write!(out, "{}", interfaces.wit)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let guest = interfaces.exports.iter().any(|export| export == HANDLER);
+        if args.json {
+            let imports: Vec<_> = interfaces
+                .imports
+                .iter()
+                .map(|import| serde_json::json!({ "name": import, "state": provided(import) }))
+                .collect();
+            let report = serde_json::json!({
+                "file": path, "kind": kind.to_string(), "bytes": bytes.len(), "digest": digest,
+                "imports": imports, "exports": interfaces.exports, "guest": guest,
+            });
+            writeln!(out, "{report:#}")?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        writeln!(out, "file     {}", path.display())?;
+        writeln!(out, "kind     {kind}, {} bytes", bytes.len())?;
+        writeln!(out, "digest   {digest}")?;
+        let answer = if guest { "yes: it exports" } else { "no: it does not export" };
+        writeln!(out, "guest    {answer} {HANDLER}")?;
+        for export in &interfaces.exports {
+            writeln!(out, "export   {export}")?;
+        }
+        for import in &interfaces.imports {
+            writeln!(out, "import   {import}  ({})", provided(import))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_told_apart_by_their_first_bytes() {
+        for (bytes, kind) in [
+            (&b"\0asm\x0d\0\x01\0"[..], Kind::Component),
+            (b"\0asm\x01\0\0\0", Kind::CoreModule),
+            (b"\x7fELF\x02", Kind::Compiled),
+            (b"(component)", Kind::Unknown),
+            (b"", Kind::Unknown),
+        ] {
+            assert_eq!(Kind::of(bytes), kind, "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn a_digest_names_its_algorithm() {
+        assert_eq!(digest(b""), "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+    }
+}

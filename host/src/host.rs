@@ -1,0 +1,496 @@
+//! The loop, and the path of one message through it.
+//!
+//! A host is a handful of shards that share nothing but the component and the metrics: each is a thread with its
+//! own runtime, connection, pulls and part of the slots. A shard polls its guests in place, so a guest that only
+//! computes runs to its end without a task switch, and one that waits lets the others go on.
+
+use crate::admin::{Condition, Health, Metrics, Stage, Stages};
+use crate::interface::Message;
+use crate::names::Names;
+use crate::nats::{ConnectError, Nats, refusal};
+use crate::pool::Guest;
+use crate::settle::{Policy, Settlement, admit, settle};
+use crate::sink::{Sink, StoreError, Stored};
+use crate::source::{Delivery, Event, Source};
+use anyhow::{Context, Result};
+use async_nats::Client;
+use async_nats::jetstream::consumer::Info;
+use async_nats::jetstream::message::AckKind;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use slab::Slab;
+use std::cell::{Cell, RefCell};
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::select;
+use tokio::sync::Semaphore;
+use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio_util::sync::CancellationToken;
+
+/// How often a shard looks after the messages it holds and hands over its metrics.
+const BEAT: Duration = Duration::from_millis(250);
+
+/// The first and the longest wait before something that failed is repeated: storing, connecting, looking up.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// Longest wait for an answer of JetStream's, a PubAck for example.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What all shards share, and what does not change while the host runs.
+#[derive(Clone)]
+pub struct Host {
+    /// The component.
+    pub guest: Arc<Guest>,
+    /// Where NATS is.
+    pub nats: Nats,
+    /// The streams, the consumer and the subjects.
+    pub names: Names,
+    /// When to try again and when to give up.
+    pub policy: Policy,
+    /// Live instances of one shard.
+    pub slots: usize,
+    /// Most messages that one shard holds: fetched and not settled.
+    pub max_in_flight: usize,
+    /// The metrics.
+    pub metrics: Metrics,
+    /// What has to be so for the host to be ready.
+    pub health: Health,
+    /// When and how to stop.
+    pub stop: Stop,
+}
+
+/// The two moments of stopping.
+#[derive(Clone, Default)]
+pub struct Stop {
+    /// From now on nothing is fetched or begun.
+    pub drain: CancellationToken,
+    /// From now on nothing is waited for.
+    pub now: CancellationToken,
+}
+
+/// What a shard knows of its consumer.
+pub struct Consumer {
+    /// The consumer, as the server describes it.
+    pub info: Info,
+    /// When its stream was created, in seconds since 1970: part of every message's id.
+    pub stream_created: i64,
+    /// How long the verdict stream recognizes a message id.
+    pub duplicate_window: Duration,
+}
+
+impl Consumer {
+    /// Looks the consumer and its streams up.
+    ///
+    /// # Errors
+    /// One of them is missing, named with the command that makes it, or the server does not answer.
+    pub async fn look_up(jetstream: &async_nats::jetstream::Context, names: &Names) -> Result<Self> {
+        let stream = jetstream
+            .get_stream(&names.stream)
+            .await
+            .with_context(|| format!("find stream {}; `host provision` makes it", names.stream))?;
+        let info = stream.consumer_info(&names.consumer).await.with_context(|| {
+            format!("find consumer {} of stream {}; `host provision` makes it", names.consumer, names.stream)
+        })?;
+        let verdicts = jetstream
+            .get_stream(&names.verdict_stream)
+            .await
+            .with_context(|| format!("find verdict stream {}; `host provision` makes it", names.verdict_stream))?;
+        jetstream
+            .get_stream(&names.dead_stream)
+            .await
+            .with_context(|| format!("find dead-letter stream {}; `host provision` makes it", names.dead_stream))?;
+        Ok(Self {
+            info,
+            stream_created: stream.cached_info().created.unix_timestamp(),
+            duplicate_window: verdicts.cached_info().config.duplicate_window,
+        })
+    }
+}
+
+/// Connects, as often as it takes.
+///
+/// # Errors
+/// The server refuses the credentials, which repeating does not mend. Nothing, if `stop` comes first.
+pub async fn connect_patiently(
+    nats: &Nats,
+    name: &str,
+    connections: Arc<AtomicU64>,
+    connected: Condition,
+    stop: &CancellationToken,
+) -> Result<Option<Client>, ConnectError> {
+    let on_event = {
+        let (connected, name) = (connected.clone(), name.to_string());
+        move |event: async_nats::Event| match event {
+            async_nats::Event::Connected => {
+                connections.fetch_add(1, Ordering::Relaxed);
+                if connected.set(true) && connections.load(Ordering::Relaxed) > 1 {
+                    tracing::info!(connection = name, "connected to NATS again");
+                }
+            }
+            async_nats::Event::Disconnected => {
+                connected.set(false);
+                tracing::warn!(connection = name, "connection to NATS lost; reconnecting");
+            }
+            event => match refusal(&event) {
+                Some(reason) => tracing::error!(connection = name, "NATS refuses: {reason}"),
+                None => tracing::debug!(connection = name, "NATS: {event}"),
+            },
+        }
+    };
+    let mut wait = BACK_OFF.0;
+    loop {
+        match nats.connect(name, on_event.clone()).await {
+            Ok(client) => {
+                connected.set(true);
+                return Ok(Some(client));
+            }
+            Err(err @ ConnectError::Refused { .. }) => return Err(err),
+            Err(err) => {
+                tracing::warn!("{err}; trying again in {wait:?}");
+                select! {
+                    () = sleep(wait) => wait = (wait * 2).min(BACK_OFF.1),
+                    () = stop.cancelled() => return Ok(None),
+                }
+            }
+        }
+    }
+}
+
+impl Host {
+    /// Runs one shard on the calling thread, until [`Stop`] or an error that repeating does not mend.
+    ///
+    /// # Errors
+    /// The server refuses the credentials.
+    pub fn run_shard(self, number: usize) -> Result<()> {
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a shard's runtime")?;
+        runtime.block_on(async {
+            let connected = self.health.condition(&format!("shard {number}: no connection to NATS"));
+            let found = self.health.condition(&format!("shard {number}: no consumer to pull from"));
+            let storing = self.health.condition(&format!("shard {number}: verdicts cannot be stored"));
+            let connections = Arc::new(AtomicU64::new(0));
+            let name = format!("mailroom shard {number}");
+            let Some(client) =
+                connect_patiently(&self.nats, &name, connections.clone(), connected, &self.stop.drain).await?
+            else {
+                return Ok(());
+            };
+            let jetstream = self.nats.jetstream(client.clone(), REQUEST_TIMEOUT);
+            storing.set(true);
+            let mut wait = BACK_OFF.0;
+            while !self.stop.drain.is_cancelled() {
+                let consumer = match Consumer::look_up(&jetstream, &self.names).await {
+                    Ok(consumer) => consumer,
+                    Err(err) => {
+                        tracing::error!("{err:#}; trying again in {wait:?}");
+                        select! {
+                            () = sleep(wait) => wait = (wait * 2).min(BACK_OFF.1),
+                            () = self.stop.drain.cancelled() => {}
+                        }
+                        continue;
+                    }
+                };
+                let api = self.nats.api_prefix();
+                let source =
+                    Source::open(client.clone(), api, consumer.stream_created, &consumer.info, connections.clone())
+                        .await?;
+                wait = BACK_OFF.0;
+                found.set(true);
+                Shard {
+                    guest: &self.guest,
+                    sink: Sink::new(jetstream.clone(), self.names.clone(), self.guest.digest().to_string()),
+                    client: client.clone(),
+                    policy: &self.policy,
+                    max_in_flight: self.max_in_flight,
+                    stop: &self.stop,
+                    slots: Semaphore::new(self.slots),
+                    slots_total: self.slots,
+                    stages: Stages::new(&self.metrics),
+                    held: RefCell::default(),
+                    failing: Cell::new(0),
+                    storing: &storing,
+                    half_ack_wait: consumer.info.config.ack_wait / 2,
+                    half_window: consumer.duplicate_window / 2,
+                }
+                .serve(source)
+                .await?;
+                found.set(false);
+            }
+            // Acknowledgements are only queued until the connection has written them.
+            let _ = tokio::time::timeout(REQUEST_TIMEOUT, client.flush()).await;
+            Ok(())
+        })
+    }
+}
+
+struct Shard<'a> {
+    guest: &'a Guest,
+    sink: Sink,
+    client: Client,
+    policy: &'a Policy,
+    max_in_flight: usize,
+    stop: &'a Stop,
+    slots: Semaphore,
+    slots_total: usize,
+    stages: Stages,
+    /// The messages that the shard holds; the server has to hear of each before `ack_wait` is over.
+    held: RefCell<Slab<Held>>,
+    /// Results that could not be stored and are tried again; nothing is fetched meanwhile.
+    failing: Cell<usize>,
+    storing: &'a Condition,
+    half_ack_wait: Duration,
+    half_window: Duration,
+}
+
+struct Held {
+    reply: async_nats::Subject,
+    /// When the server last heard of the message.
+    touched: Instant,
+}
+
+impl Shard<'_> {
+    /// Fetches and settles messages until the host stops or the consumer is gone.
+    async fn serve(&self, mut source: Source) -> Result<()> {
+        let mut running = FuturesUnordered::new();
+        let mut beat = interval(BEAT);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let room = if self.failing.get() > 0 { 0 } else { self.max_in_flight.saturating_sub(running.len()) };
+            select! {
+                biased;
+                () = self.stop.drain.cancelled() => break,
+                _ = beat.tick() => self.beat(running.len()).await,
+                Some(()) = running.next() => {}
+                event = source.next(room) => {
+                    let mut event = Some(event?);
+                    while let Some(some) = event {
+                        match some {
+                            Event::Delivery(delivery) => running.push(self.process(*delivery)),
+                            Event::Trouble(trouble) => {
+                                tracing::error!("cannot fetch messages: {trouble}");
+                                self.finish(&mut running).await;
+                                return Ok(());
+                            }
+                        }
+                        event = source.ready();
+                    }
+                }
+            }
+        }
+        let not_begun = source.close().await;
+        for delivery in &not_begun {
+            self.hand_back(delivery).await;
+        }
+        self.finish(&mut running).await;
+        // What still runs is on the list; its guards find nothing left to take off it.
+        let left: Vec<Held> = self.held.borrow_mut().drain().collect();
+        drop(running);
+        if !left.is_empty() {
+            tracing::warn!("{} messages were not done in time and will be delivered again", left.len());
+        }
+        for held in left {
+            let _ = self.client.publish(held.reply, AckKind::Nak(None).into()).await;
+            self.stages.settled("returned", "stop");
+        }
+        self.stages.flush(0, 0);
+        Ok(())
+    }
+
+    /// Lets what runs come to its end, or to the end of the grace period.
+    async fn finish(&self, running: &mut FuturesUnordered<impl Future<Output = ()>>) {
+        let mut beat = interval(BEAT);
+        loop {
+            select! {
+                biased;
+                () = self.stop.now.cancelled() => break,
+                _ = beat.tick() => self.beat(running.len()).await,
+                next = running.next() => if next.is_none() { break },
+            }
+        }
+        self.beat(running.len()).await;
+    }
+
+    /// The path of one message, from its delivery to its settlement.
+    async fn process(&self, delivery: Delivery) {
+        let _held = self.hold(&delivery);
+
+        let settlement = match admit(delivery.count, self.policy) {
+            Some(dead) => dead,
+            // It may have its verdict already, if the acknowledgement was lost.
+            None if delivery.count > 1 && self.has_verdict(&delivery.message).await => {
+                return self.acknowledge(&delivery, AckKind::Ack, "duplicate", "").await;
+            }
+            None => {
+                let Some(settlement) = self.run(&delivery).await else { return };
+                settlement
+            }
+        };
+
+        let started = Instant::now();
+        match settlement {
+            Settlement::Verdict(verdict) => {
+                // The server knows a second verdict by its message id only for a while.
+                let late = delivery.arrived.elapsed() > self.half_window;
+                let stored = if late && self.has_verdict(&delivery.message).await {
+                    Stored::Before
+                } else {
+                    match self.persist("store a verdict", || self.sink.verdict(&delivery, &verdict)).await {
+                        Ok(stored) => stored,
+                        Err(err) => return self.unstorable(&delivery, &err).await,
+                    }
+                };
+                self.stages.observe(Stage::Publish, started.elapsed());
+                let outcome = if stored == Stored::Now { "verdict" } else { "duplicate" };
+                self.acknowledge(&delivery, AckKind::Ack, outcome, "").await;
+            }
+            Settlement::Again(wait, reason, detail) => {
+                let id = &delivery.message.id;
+                tracing::debug!(id, delivery = delivery.count, "{}: {detail}; again in {wait:?}", reason.name());
+                self.acknowledge(&delivery, AckKind::Nak(Some(wait)), "retry", reason.name()).await;
+            }
+            Settlement::Dead(reason, detail) => {
+                match self.persist("store a dead letter", || self.sink.dead(&delivery, reason, &detail)).await {
+                    Ok(_) => self.stages.observe(Stage::Publish, started.elapsed()),
+                    Err(err) => return self.unstorable(&delivery, &err).await,
+                }
+                let id = &delivery.message.id;
+                tracing::debug!(id, delivery = delivery.count, "dead letter: {}: {detail}", reason.name());
+                self.acknowledge(&delivery, AckKind::Term, "dead", reason.name()).await;
+            }
+        }
+    }
+
+    /// Runs the guest on the message in a free slot. Nothing, if the host stops before there is one.
+    async fn run(&self, delivery: &Delivery) -> Option<Settlement> {
+        let slot = self.slots.acquire().await.ok()?;
+        if self.stop.drain.is_cancelled() {
+            self.hand_back(delivery).await;
+            return None;
+        }
+        self.stages.observe(Stage::QueueWait, delivery.arrived.elapsed());
+        let run = self.guest.triage(&delivery.message).await;
+        drop(slot);
+        self.stages.observe(Stage::Instantiate, run.instantiate);
+        self.stages.observe(Stage::Guest, run.guest);
+        Some(settle(run.outcome, delivery.count, self.policy, Self::spread()))
+    }
+
+    async fn has_verdict(&self, message: &Message) -> bool {
+        // A look-up is repeated until it succeeds; only storing can fail for good.
+        self.persist("look for a verdict", || self.sink.has_verdict(&message.id)).await.unwrap_or(false)
+    }
+
+    /// Repeats `attempt` as long as the stream is unavailable. Meanwhile the shard fetches nothing and is not ready:
+    /// it is not the message's fault, and the next message would fare no better.
+    async fn persist<T, F>(&self, what: &str, attempt: impl Fn() -> F) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        let mut wait = BACK_OFF.0;
+        let mut failing = None;
+        loop {
+            match attempt().await {
+                Err(StoreError::Unavailable(reason)) => {
+                    self.stages.shared().store_failures.inc();
+                    if failing.is_none() {
+                        failing = Some(Failing::new(self, what, &reason));
+                    }
+                    sleep(wait).await;
+                    wait = (wait * 2).min(BACK_OFF.1);
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// The message's result is too large for the server: it stays in the stream, and an operator has to act.
+    async fn unstorable(&self, delivery: &Delivery, err: &StoreError) {
+        let id = &delivery.message.id;
+        tracing::error!(id, "the result is {err}; the message stays in its stream");
+        self.acknowledge(delivery, AckKind::Nak(Some(self.policy.retry_max)), "retry", "too-large").await;
+    }
+
+    /// Gives a message back at once: it has not been begun.
+    async fn hand_back(&self, delivery: &Delivery) {
+        self.acknowledge(delivery, AckKind::Nak(None), "returned", "stop").await;
+    }
+
+    /// The last word on a message. If it does not reach the server, the message is delivered again.
+    async fn acknowledge(&self, delivery: &Delivery, kind: AckKind, outcome: &'static str, reason: &'static str) {
+        let started = Instant::now();
+        if let Err(err) = delivery.acknowledge(&self.client, kind).await {
+            tracing::warn!(id = delivery.message.id, "acknowledge: {err}");
+            return;
+        }
+        self.stages.observe(Stage::Ack, started.elapsed());
+        self.stages.observe(Stage::EndToEnd, delivery.age + delivery.arrived.elapsed());
+        self.stages.settled(outcome, reason);
+    }
+
+    fn hold(&self, delivery: &Delivery) -> HoldGuard<'_> {
+        let held = Held { reply: delivery.reply.clone(), touched: delivery.arrived };
+        HoldGuard { held: &self.held, key: self.held.borrow_mut().insert(held) }
+    }
+
+    /// Tells the server of messages that take long, and hands the metrics over.
+    async fn beat(&self, running: usize) {
+        let due: Vec<async_nats::Subject> = self
+            .held
+            .borrow_mut()
+            .iter_mut()
+            .filter(|(_, held)| held.touched.elapsed() > self.half_ack_wait)
+            .map(|(_, held)| {
+                held.touched = Instant::now();
+                held.reply.clone()
+            })
+            .collect();
+        for reply in due {
+            let _ = self.client.publish(reply, AckKind::Progress.into()).await;
+        }
+        self.stages.flush(running, self.slots_total - self.slots.available_permits());
+    }
+
+    /// A number in 0..=1, another one each time.
+    fn spread() -> f64 {
+        RandomState::new().hash_one(()) as f64 / u64::MAX as f64
+    }
+}
+
+/// Takes the message off the shard's list when it is settled.
+struct HoldGuard<'a> {
+    held: &'a RefCell<Slab<Held>>,
+    key: usize,
+}
+
+impl Drop for HoldGuard<'_> {
+    fn drop(&mut self) {
+        self.held.borrow_mut().try_remove(self.key);
+    }
+}
+
+/// Counts one message whose result cannot be stored, from the first failure to the end of trying.
+struct Failing<'a> {
+    failing: &'a Cell<usize>,
+    storing: &'a Condition,
+}
+
+impl<'a> Failing<'a> {
+    fn new(shard: &'a Shard<'_>, what: &str, reason: &str) -> Self {
+        shard.failing.set(shard.failing.get() + 1);
+        if shard.storing.set(false) {
+            tracing::error!("cannot {what}: {reason}; trying again, and fetching nothing until it succeeds");
+        }
+        Self { failing: &shard.failing, storing: shard.storing }
+    }
+}
+
+impl Drop for Failing<'_> {
+    fn drop(&mut self) {
+        self.failing.set(self.failing.get() - 1);
+        if self.failing.get() == 0 && self.storing.set(true) {
+            tracing::info!("results can be stored again; fetching goes on");
+        }
+    }
+}

@@ -1,0 +1,358 @@
+//! The pool of instances: one fresh, bounded instance per message, from wasmtime's pooling allocator.
+
+use crate::capabilities::{Configuration, State, TABLE_MAX_ELEMENTS, link};
+use crate::component::Loaded;
+use crate::interface::{self, Message, TriagePre, Verdict};
+use anyhow::{Context, Result, bail};
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::Poll;
+use std::thread::{JoinHandle, Thread};
+use std::time::{Duration, Instant};
+use wasmtime::{
+    Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, Store, Trap, UpdateDeadline, WasmBacktrace,
+};
+
+/// How long a guest computes before others get a turn, and how finely a deadline is kept.
+const EPOCH_TICK: Duration = Duration::from_millis(1);
+
+/// Ticks without a running guest after which the clock stops until the next one.
+const IDLE_TICKS: u32 = 100;
+
+/// Memory and tables up to this size are wiped in place when an instance ends, which keeps their pages mapped:
+/// no system call but one scan and no page fault for the next message.
+const KEEP_RESIDENT_BYTES: usize = 1 << 20;
+
+/// Core instances and tables that one component may consist of. Ordinary toolchains make 3 to 5 of each.
+const PARTS_MAX: u32 = 32;
+
+/// The bounds on instances.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Most instances alive at the same time, over all shards.
+    pub slots: u32,
+    /// Most linear memory of one instance, in bytes.
+    pub memory_max_bytes: usize,
+    /// Most time for one message, from instantiation to answer, waiting included. Kept to a millisecond.
+    pub deadline: Duration,
+    /// Most bytes that a guest may hand to the host in one call, its answer included.
+    pub output_max_bytes: usize,
+}
+
+/// Why a message got no verdict.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Failure {
+    /// The guest asks for another delivery, after the given time or the host's own back-off.
+    Retry(Option<Duration>, String),
+    /// The guest will never triage this message.
+    Rejected(String),
+    /// The instance broke off; the text says why and, where known, in which functions.
+    Broken(Fault, String),
+}
+
+/// What broke an instance off. The names are those in headers and metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// `trap`: the guest trapped by itself, or broke a rule of the component model.
+    Trap,
+    /// `deadline`: time ran out.
+    Deadline,
+    /// `memory`: the guest wanted more memory than it may have, and trapped.
+    Memory,
+    /// `stack`: the guest's stack ran over.
+    Stack,
+    /// `output`: the answer was too large or outside the interface's bounds.
+    Output,
+}
+
+impl Fault {
+    /// The fault's name in headers and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Trap => "trap",
+            Self::Deadline => "deadline",
+            Self::Memory => "memory",
+            Self::Stack => "stack",
+            Self::Output => "output",
+        }
+    }
+}
+
+/// What came of one run.
+pub struct Run {
+    /// The verdict, within the interface's bounds, or why there is none.
+    pub outcome: Result<Verdict, Failure>,
+    /// How long it took to make the instance.
+    pub instantiate: Duration,
+    /// How long the guest ran, waiting included.
+    pub guest: Duration,
+}
+
+/// Makes the engine whose allocator has room for `limits.slots` instances.
+///
+/// # Errors
+/// The address space has no room for that many slots.
+pub fn engine(limits: &Limits) -> Result<Engine> {
+    let slots = limits.slots;
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_component_instances(slots)
+        .total_core_instances(slots.saturating_mul(PARTS_MAX))
+        .total_memories(slots)
+        .total_tables(slots.saturating_mul(4))
+        .total_stacks(slots)
+        .max_core_instances_per_component(PARTS_MAX)
+        .max_tables_per_component(PARTS_MAX)
+        .max_memories_per_component(1)
+        .max_memory_size(limits.memory_max_bytes)
+        .table_elements(TABLE_MAX_ELEMENTS)
+        .linear_memory_keep_resident(KEEP_RESIDENT_BYTES)
+        .table_keep_resident(KEEP_RESIDENT_BYTES)
+        .pagemap_scan(Enabled::Auto);
+    let mut config = crate::engine::config();
+    config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+    Engine::new(&config)
+        .map_err(anyhow::Error::from)
+        .with_context(|| format!("map a pool of {slots} slots (4 GiB of address space each); fewer --slots may fit"))
+}
+
+/// A loaded component, linked and ready to run messages.
+///
+/// Cheap to share: shards hold it behind an `Arc`.
+pub struct Guest {
+    engine: Engine,
+    pre: TriagePre<State>,
+    configuration: Configuration,
+    limits: Limits,
+    clock: Clock,
+    digest: String,
+}
+
+impl Guest {
+    /// Links `loaded` into `engine` and checks that it is a guest.
+    ///
+    /// # Errors
+    /// An import that nothing provides, a missing `handler` export, or one of another shape; named, with the remedy.
+    pub fn new(engine: &Engine, loaded: Loaded, configuration: Configuration, limits: Limits) -> Result<Self> {
+        let Loaded { component, digest, path } = loaded;
+        let name = path.display();
+        let kind = component.component_type();
+        if !kind.exports(engine).any(|(export, _)| export == interface::HANDLER) {
+            let exports: Vec<&str> = kind.exports(engine).map(|(export, _)| export).collect();
+            let exports = if exports.is_empty() { "nothing".to_string() } else { exports.join(", ") };
+            let hint = if exports.contains("wasi:http/incoming-handler") {
+                "this is a component for `wasmtime serve`; run the lean one here"
+            } else {
+                "build it for the world `triage` of the package mailroom:triage"
+            };
+            bail!("{name}: does not export {}, but {exports}; {hint}", interface::HANDLER);
+        }
+        if let Some(needs) = component.resources_required()
+            && needs.num_memories > 1
+        {
+            bail!("{name}: has {} linear memories; a slot holds one, so merge its modules", needs.num_memories);
+        }
+        let linker = link(engine, &component).with_context(|| name.to_string())?;
+        let pre = linker
+            .instantiate_pre(&component)
+            .and_then(TriagePre::new)
+            .map_err(anyhow::Error::from)
+            .with_context(|| format!("{name}: does not fit the interfaces of this host"))?;
+        Ok(Self { engine: engine.clone(), pre, configuration, limits, clock: Clock::start(engine.clone())?, digest })
+    }
+
+    /// The SHA-256 of the component's bytes, as `sha256:…`; of a `.cwasm`, that of the `.wasm` it was made from.
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    /// Runs the guest once on `message`, in a fresh instance.
+    ///
+    /// Takes at most the deadline, kept to a millisecond. The instance is gone when the future is done, and what
+    /// the guest wrote to its output streams is in the log.
+    ///
+    /// # Cancel safety
+    /// Dropping the future ends the instance and frees its slot.
+    pub async fn triage(&self, message: &Message) -> Run {
+        let started = Instant::now();
+        let limits = &self.limits;
+        let _running = self.clock.run();
+        let mut store = Store::new(&self.engine, State::new(self.configuration.clone(), limits.memory_max_bytes));
+        store.limiter(|state| &mut state.limiter);
+        store.set_hostcall_fuel(limits.output_max_bytes);
+        store.set_epoch_deadline(1);
+        let deadline = limits.deadline;
+        store.epoch_deadline_callback(move |_| {
+            Ok(if started.elapsed() < deadline { UpdateDeadline::Yield(1) } else { UpdateDeadline::Interrupt })
+        });
+
+        let mut instantiate = Duration::ZERO;
+        let answer = within(deadline, started, async {
+            let instance = self.pre.instantiate_async(&mut store).await?;
+            instantiate = started.elapsed();
+            instance.mailroom_triage_handler().call_triage(&mut store, message).await
+        })
+        .await;
+        let guest = started.elapsed().saturating_sub(instantiate);
+
+        let state = store.data_mut();
+        if let Some(output) = state.take_output() {
+            output.log(&message.id);
+        }
+        let outcome = match answer {
+            Some(Ok(Ok(verdict))) => match verdict.check() {
+                Ok(()) => Ok(verdict),
+                Err(wrong) => Err(Failure::Broken(Fault::Output, wrong)),
+            },
+            Some(Ok(Err(interface::Failure::Retry(retry)))) => {
+                Err(Failure::Retry(retry.after_ms.map(|ms| Duration::from_millis(ms.into())), retry.reason))
+            }
+            Some(Ok(Err(interface::Failure::Reject(reason)))) => Err(Failure::Rejected(reason)),
+            Some(Err(error)) => Err(broken(&error, state.limiter.memory_refused, limits)),
+            None => {
+                Err(Failure::Broken(Fault::Deadline, format!("no answer within {deadline:?}, waiting for the host")))
+            }
+        };
+        Run { outcome, instantiate, guest }
+    }
+}
+
+/// Says what broke the instance off, and where.
+fn broken(error: &wasmtime::Error, memory_refused: bool, limits: &Limits) -> Failure {
+    let (fault, mut detail) = match error.downcast_ref::<Trap>() {
+        Some(Trap::Interrupt) => (Fault::Deadline, format!("no answer within {:?}", limits.deadline)),
+        Some(Trap::StackOverflow) => (Fault::Stack, "stack overflow".to_string()),
+        _ if memory_refused => (Fault::Memory, format!("more than {} bytes of memory wanted", limits.memory_max_bytes)),
+        Some(trap) => (Fault::Trap, trap.to_string()),
+        None => {
+            let cause = error.root_cause().to_string();
+            let fault = if cause.contains("fuel allocated for hostcalls") { Fault::Output } else { Fault::Trap };
+            (fault, cause)
+        }
+    };
+    if let Some(backtrace) = error.downcast_ref::<WasmBacktrace>() {
+        let frames: Vec<String> = backtrace
+            .frames()
+            .iter()
+            .map(|frame| match frame.func_name() {
+                Some(name) => wasmtime_demangled(name),
+                None => format!("function {}", frame.func_index()),
+            })
+            .collect();
+        if !frames.is_empty() {
+            detail.push_str("; in ");
+            detail.push_str(&frames.join(" < "));
+        }
+    }
+    Failure::Broken(fault, detail)
+}
+
+/// A function's name as its author wrote it.
+fn wasmtime_demangled(name: &str) -> String {
+    rustc_demangle::try_demangle(name).map_or_else(|_| name.to_string(), |name| format!("{name:#}"))
+}
+
+/// Drives `call`, unless it still waits when `deadline` has passed since `started`.
+///
+/// A guest that computes is interrupted by its epoch; this is for one that waits on the host. The timer is only
+/// made at the first wait, so a guest that never waits costs none.
+async fn within<T>(deadline: Duration, started: Instant, call: impl Future<Output = T>) -> Option<T> {
+    let mut call = pin!(call);
+    let mut timer = pin!(None);
+    poll_fn(|context| {
+        if let Poll::Ready(value) = call.as_mut().poll(context) {
+            return Poll::Ready(Some(value));
+        }
+        if timer.is_none() {
+            // One tick of grace: the epoch's interruption knows where the guest was.
+            let at = started + deadline + 2 * EPOCH_TICK;
+            timer.set(Some(tokio::time::sleep_until(at.into())));
+        }
+        match timer.as_mut().as_pin_mut() {
+            Some(timer) => timer.poll(context).map(|()| None),
+            None => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// Ticks the engine's epoch while guests run; stands still, at no cost, while none does.
+struct Clock {
+    shared: Arc<ClockShared>,
+    thread: Option<JoinHandle<()>>,
+    waker: Thread,
+}
+
+#[derive(Default)]
+struct ClockShared {
+    running: AtomicUsize,
+    parked: AtomicBool,
+    stopped: AtomicBool,
+}
+
+impl Clock {
+    fn start(engine: Engine) -> Result<Self> {
+        let shared = Arc::new(ClockShared::default());
+        let thread = std::thread::Builder::new()
+            .name("epoch".into())
+            .spawn({
+                let shared = shared.clone();
+                move || shared.tick(&engine)
+            })
+            .context("start the epoch's thread")?;
+        Ok(Self { waker: thread.thread().clone(), shared, thread: Some(thread) })
+    }
+
+    /// Keeps the clock going until the guard is dropped.
+    fn run(&self) -> Running<'_> {
+        // Sequentially consistent, as are the loads and stores in `tick`: either this sees `parked`, or the clock
+        // sees the count before it parks.
+        self.shared.running.fetch_add(1, Ordering::SeqCst);
+        if self.shared.parked.load(Ordering::SeqCst) {
+            self.waker.unpark();
+        }
+        Running(&self.shared)
+    }
+}
+
+impl ClockShared {
+    fn tick(&self, engine: &Engine) {
+        let mut idle_ticks = 0;
+        while !self.stopped.load(Ordering::SeqCst) {
+            if self.running.load(Ordering::SeqCst) > 0 {
+                idle_ticks = 0;
+            } else {
+                idle_ticks += 1;
+            }
+            if idle_ticks > IDLE_TICKS {
+                self.parked.store(true, Ordering::SeqCst);
+                while self.running.load(Ordering::SeqCst) == 0 && !self.stopped.load(Ordering::SeqCst) {
+                    std::thread::park();
+                }
+                self.parked.store(false, Ordering::SeqCst);
+                idle_ticks = 0;
+            }
+            std::thread::sleep(EPOCH_TICK);
+            engine.increment_epoch();
+        }
+    }
+}
+
+impl Drop for Clock {
+    fn drop(&mut self) {
+        self.shared.stopped.store(true, Ordering::SeqCst);
+        self.waker.unpark();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Running<'a>(&'a ClockShared);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Ordering::SeqCst);
+    }
+}

@@ -1,0 +1,441 @@
+//! `host run`: from the command line to the loop and back.
+
+use crate::admin::{Admin, Health, Metrics};
+use crate::capabilities::Configuration;
+use crate::component::load;
+use crate::dev::DevServer;
+use crate::host::{Consumer, Host, Stop, connect_patiently};
+use crate::log::LogArgs;
+use crate::names::{NameArgs, Names};
+use crate::nats::{Nats, NatsArgs, check_jetstream};
+use crate::pool::{self, Guest, Limits};
+use crate::provision::{Layout, Mode, provision, unsafe_settings};
+use crate::settle::Policy;
+use anyhow::{Context, Result, bail, ensure};
+use bytesize::ByteSize;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+use tokio::select;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinSet;
+
+/// How often the consumer's backlog is asked for.
+const BACKLOG_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Longest wait for an answer of JetStream's at start.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Arguments that bound what a guest may use, shared by the commands that run one.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Guest")]
+pub struct GuestArgs {
+    /// Configuration that the guest reads through wasi:config; repeatable
+    #[arg(long = "config", value_name = "KEY=VALUE", env = "MAILROOM_CONFIG", value_delimiter = '\n')]
+    configuration: Vec<String>,
+
+    /// Most time for one message, waiting included
+    #[arg(long, value_name = "TIME", env = "MAILROOM_DEADLINE", default_value = "1s", value_parser = humantime::parse_duration)]
+    pub deadline: Duration,
+
+    /// Most memory for one message's instance
+    #[arg(long, value_name = "SIZE", env = "MAILROOM_MEMORY_MAX", default_value = "64MiB")]
+    memory_max: ByteSize,
+
+    /// Most bytes that the guest may return
+    #[arg(long, value_name = "SIZE", env = "MAILROOM_OUTPUT_MAX", default_value = "64KiB")]
+    output_max: ByteSize,
+}
+
+impl GuestArgs {
+    /// Checks the bounds, for `slots` instances.
+    ///
+    /// # Errors
+    /// A bound that no guest could live with, or a configuration that is no list of pairs.
+    pub fn resolve(&self, slots: u32) -> Result<(Configuration, Limits)> {
+        ensure!(!self.deadline.is_zero(), "--deadline 0s leaves no time to run; 1s is usual");
+        let memory = self.memory_max.as_u64();
+        ensure!(
+            (64 << 10..=4 << 30).contains(&memory),
+            "--memory-max {}: between 64 KiB (one page) and 4 GiB",
+            self.memory_max
+        );
+        let output = self.output_max.as_u64();
+        ensure!((1 << 10..=64 << 20).contains(&output), "--output-max {}: between 1 KiB and 64 MiB", self.output_max);
+        let limits = Limits {
+            slots,
+            memory_max_bytes: usize::try_from(memory).context("--memory-max")?,
+            deadline: self.deadline,
+            output_max_bytes: usize::try_from(output).context("--output-max")?,
+        };
+        Ok((Configuration::parse(&self.configuration)?, limits))
+    }
+}
+
+/// Arguments of `host run`, as typed.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  host run --component triage.wasm --dev               try it: brings its own nats-server
+  host provision && host run --component triage.wasm   on the server at 127.0.0.1:4222
+  host run --component triage.cwasm --server tls://nats.example.com --creds host.creds
+
+SIGTERM and SIGINT drain: nothing more is fetched, what runs is finished within --grace. A second one exits at once.
+Exit codes: 0 drained, 1 could not start or go on, 2 wrong usage.")]
+pub struct RunArgs {
+    /// The component: a .wasm, or a .cwasm from `host compile`
+    #[arg(short, long, value_name = "FILE", env = "MAILROOM_COMPONENT")]
+    component: PathBuf,
+
+    /// Start a private nats-server with JetStream, provision it, and clean up on exit
+    #[arg(long, env = "MAILROOM_DEV", conflicts_with_all = ["server", "creds", "user", "token", "nkey_file"])]
+    dev: bool,
+
+    /// nats-server executable for --dev [default: the one on the PATH]
+    #[arg(long, value_name = "FILE", env = "MAILROOM_NATS_SERVER", requires = "dev")]
+    nats_server: Option<PathBuf>,
+
+    /// Where to serve /metrics, /livez and /readyz; `none` for nowhere
+    #[arg(long, value_name = "ADDRESS", env = "MAILROOM_LISTEN", default_value = "127.0.0.1:9464")]
+    listen: Listen,
+
+    /// Threads that fetch and run messages [default: one per core]
+    #[arg(long, value_name = "N", env = "MAILROOM_SHARDS")]
+    shards: Option<usize>,
+
+    /// Most instances alive at the same time, over all shards [default: 64 per shard]
+    #[arg(long, value_name = "N", env = "MAILROOM_SLOTS")]
+    slots: Option<u32>,
+
+    /// Most messages that one shard holds, fetched and not settled; the rest waits in JetStream
+    #[arg(long, value_name = "N", env = "MAILROOM_MAX_IN_FLIGHT", default_value_t = 512)]
+    max_in_flight: usize,
+
+    /// Deliveries after which a message that breaks its instance goes to the dead letters
+    #[arg(long, value_name = "N", env = "MAILROOM_ATTEMPTS", default_value_t = 5)]
+    attempts: u64,
+
+    /// Deliveries after which a message goes to the dead letters without being run
+    #[arg(long, value_name = "N", env = "MAILROOM_MAX_DELIVER", default_value_t = 20)]
+    max_deliver: u64,
+
+    /// Shortest wait before a message is delivered again; doubles with each attempt
+    #[arg(long, value_name = "TIME", env = "MAILROOM_RETRY_MIN", default_value = "1s", value_parser = humantime::parse_duration)]
+    retry_min: Duration,
+
+    /// Longest wait before a message is delivered again
+    #[arg(long, value_name = "TIME", env = "MAILROOM_RETRY_MAX", default_value = "5m", value_parser = humantime::parse_duration)]
+    retry_max: Duration,
+
+    /// How long to let running messages finish after SIGTERM or SIGINT
+    #[arg(long, value_name = "TIME", env = "MAILROOM_GRACE", default_value = "25s", value_parser = humantime::parse_duration)]
+    grace: Duration,
+
+    #[command(flatten)]
+    guest: GuestArgs,
+
+    #[command(flatten)]
+    nats: NatsArgs,
+
+    #[command(flatten)]
+    names: NameArgs,
+
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Listen {
+    At(SocketAddr),
+    Nowhere,
+}
+
+impl FromStr for Listen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "none" => Ok(Self::Nowhere),
+            _ => text
+                .parse()
+                .map(Self::At)
+                .map_err(|_| "an address with a port, 0.0.0.0:9464 for example, or none".into()),
+        }
+    }
+}
+
+/// The configuration as meant: checked whole before anything opens.
+struct Config {
+    component: PathBuf,
+    configuration: Configuration,
+    limits: Limits,
+    shards: usize,
+    max_in_flight: usize,
+    policy: Policy,
+    grace: Duration,
+    listen: Listen,
+    nats: Nats,
+    names: Names,
+}
+
+impl RunArgs {
+    fn resolve(self) -> Result<Config> {
+        let shards = match self.shards {
+            Some(shards) => shards,
+            None => std::thread::available_parallelism().map_or(1, usize::from),
+        };
+        ensure!((1..=256).contains(&shards), "--shards {shards}: between 1 and 256; one per core is best");
+        let slots = self.slots.unwrap_or(64 * u32::try_from(shards)?);
+        ensure!(
+            u64::from(slots) >= shards as u64,
+            "--slots {slots}: every one of the {shards} shards needs a slot; fewer --shards or more --slots"
+        );
+        ensure!(slots <= 20_000, "--slots {slots}: at most 20000, each takes 4 GiB of address space");
+        ensure!(
+            (1..=65_536).contains(&self.max_in_flight),
+            "--max-in-flight {}: between 1 and 65536",
+            self.max_in_flight
+        );
+        ensure!(self.attempts >= 1, "--attempts 0: a message is run at least once");
+        ensure!(
+            self.max_deliver >= self.attempts,
+            "--max-deliver {} is below --attempts {}: messages would be given up before their last attempt",
+            self.max_deliver,
+            self.attempts
+        );
+        ensure!(
+            self.retry_min <= self.retry_max,
+            "--retry-min {:?} is above --retry-max {:?}",
+            self.retry_min,
+            self.retry_max
+        );
+        let (configuration, limits) = self.guest.resolve(slots)?;
+        Ok(Config {
+            component: self.component,
+            configuration,
+            limits,
+            shards,
+            max_in_flight: self.max_in_flight,
+            policy: Policy {
+                attempts: self.attempts,
+                max_deliver: self.max_deliver,
+                retry_min: self.retry_min,
+                retry_max: self.retry_max,
+            },
+            grace: self.grace,
+            listen: self.listen,
+            nats: self.nats.resolve()?,
+            names: self.names.resolve()?,
+        })
+    }
+}
+
+/// Carries out `host run`: returns when the host has drained.
+///
+/// # Errors
+/// Anything wrong with the configuration, the component or the server's streams, with the remedy.
+pub fn run(args: RunArgs) -> Result<ExitCode> {
+    let _log = args.log.start()?;
+    let (dev, nats_server) = (args.dev, args.nats_server.clone());
+    let mut config = args.resolve()?;
+    let engine = pool::engine(&config.limits)?;
+    let loaded = load(&engine, &config.component)?;
+    let guest = Arc::new(Guest::new(&engine, loaded, config.configuration.clone(), config.limits.clone())?);
+
+    // Before anything else runs: a signal that comes early has to find its handler.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+    let _entered = runtime.enter();
+    let mut signals = Signals::new()?;
+
+    let server = dev.then(|| DevServer::start(nats_server.as_deref())).transpose()?;
+    if let Some(server) = &server {
+        config.nats = Nats::at(server.url())?;
+        runtime.block_on(provision_privately(&config.nats, config.names.clone()))?;
+        tracing::info!(server = server.url(), "private nats-server is up and provisioned");
+        tracing::info!("try it: host publish --server {} MAIL.eml", server.url());
+        tracing::info!("and see: host verdicts --server {} --follow", server.url());
+    }
+    runtime.block_on(serve(config, guest, &mut signals))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn serve(config: Config, guest: Arc<Guest>, signals: &mut Signals) -> Result<()> {
+    let stop = Stop::default();
+    let metrics = Metrics::new(guest.digest(), config.limits.slots)?;
+    let health = Health::default();
+    let connected = health.condition("no connection to NATS");
+    let checked = health.condition("streams and consumer not checked yet");
+    let mut tasks = JoinSet::new();
+    if let Listen::At(address) = config.listen {
+        let admin = Admin::bind(address).await?;
+        tracing::info!(url = format!("http://{}", admin.address), "admin endpoint");
+        tasks.spawn(admin.serve(metrics.clone(), health.clone()));
+    }
+
+    let connecting = connect_patiently(&config.nats, "mailroom", Arc::new(AtomicU64::new(0)), connected, &stop.drain);
+    let client = select! {
+        client = connecting => client?,
+        name = signals.next() => {
+            tracing::info!("{name}: stopping before there was a connection");
+            return Ok(());
+        }
+    };
+    let Some(client) = client else { return Ok(()) };
+    let jetstream = config.nats.jetstream(client, REQUEST_TIMEOUT);
+    select! {
+        checking = check(&jetstream, &config) => checking?,
+        name = signals.next() => {
+            tracing::info!("{name}: stopping before the start");
+            return Ok(());
+        }
+    }
+    checked.set(true);
+    tasks.spawn(watch_backlog(jetstream, config.names.clone(), metrics.clone()));
+
+    let mut shards = start_shards(&config, &guest, &metrics, &health, &stop)?;
+    tracing::info!(
+        component = %config.component.display(),
+        digest = guest.digest(),
+        server = config.nats.servers(),
+        stream = config.names.stream,
+        consumer = config.names.consumer,
+        shards = config.shards,
+        slots = config.limits.slots,
+        "running"
+    );
+    let mut failure = None;
+    select! {
+        name = signals.next() => tracing::info!("{name}: draining, for at most {:?}", config.grace),
+        Some(ended) = shards.join_next() => failure = Some(ended),
+    }
+    stop.drain.cancel();
+    let finish = async {
+        while let Some(ended) = shards.join_next().await {
+            failure.get_or_insert(ended);
+        }
+    };
+    let grace = async {
+        tokio::time::sleep(config.grace).await;
+        stop.now.cancel();
+        std::future::pending::<()>().await;
+    };
+    select! {
+        () = finish => {}
+        () = grace => {}
+        name = signals.next() => {
+            tracing::warn!("{name} again: stopping at once; what runs is delivered again");
+            std::process::exit(128 + signals.last);
+        }
+    }
+    match failure {
+        None | Some(Ok(Ok(()))) => {
+            tracing::info!("drained");
+            Ok(())
+        }
+        Some(Ok(Err(err))) => Err(err),
+        Some(Err(err)) => Err(err).context("a shard ended by itself"),
+    }
+}
+
+/// Makes streams, consumer and bucket with their defaults.
+async fn provision_privately(nats: &Nats, names: Names) -> Result<()> {
+    let client = nats.connect("mailroom provision", |_| ()).await?;
+    let jetstream = nats.jetstream(client, REQUEST_TIMEOUT);
+    provision(&jetstream, &Layout::new(names), Mode::Create).await?;
+    Ok(())
+}
+
+/// Refuses to start on settings under which messages could be lost or doubled.
+async fn check(jetstream: &async_nats::jetstream::Context, config: &Config) -> Result<()> {
+    check_jetstream(jetstream).await?;
+    let names = &config.names;
+    let consumer = Consumer::look_up(jetstream, names).await?;
+    let mail = jetstream.get_stream(&names.stream).await.context("read the stream's settings")?;
+    let verdicts = jetstream.get_stream(&names.verdict_stream).await.context("read the verdict stream's settings")?;
+    let wrong = unsafe_settings(
+        &mail.cached_info().config,
+        &consumer.info.config,
+        &verdicts.cached_info().config,
+        config.limits.deadline,
+    );
+    if !wrong.is_empty() {
+        bail!("unsafe settings: {}", wrong.join("; "));
+    }
+    Ok(())
+}
+
+/// Starts the shards, each on a thread of its own; the tasks end as the threads do.
+fn start_shards(
+    config: &Config,
+    guest: &Arc<Guest>,
+    metrics: &Metrics,
+    health: &Health,
+    stop: &Stop,
+) -> Result<JoinSet<Result<()>>> {
+    let mut shards = JoinSet::new();
+    let slots = config.limits.slots as usize;
+    for number in 0..config.shards {
+        let host = Host {
+            guest: guest.clone(),
+            nats: config.nats.clone(),
+            names: config.names.clone(),
+            policy: config.policy.clone(),
+            slots: slots / config.shards + usize::from(number < slots % config.shards),
+            max_in_flight: config.max_in_flight,
+            metrics: metrics.clone(),
+            health: health.clone(),
+            stop: stop.clone(),
+        };
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        std::thread::Builder::new()
+            .name(format!("shard-{number}"))
+            .spawn(move || sender.send(host.run_shard(number)))
+            .with_context(|| format!("start the thread of shard {number}"))?;
+        shards.spawn(async move { receiver.await.context("a shard's thread broke off")? });
+    }
+    Ok(shards)
+}
+
+/// Keeps the gauges of the consumer's backlog up to date.
+async fn watch_backlog(jetstream: async_nats::jetstream::Context, names: Names, metrics: Metrics) {
+    loop {
+        if let Ok(stream) = jetstream.get_stream_no_info(&names.stream).await
+            && let Ok(info) = stream.consumer_info(&names.consumer).await
+        {
+            metrics.consumer_pending.set(i64::try_from(info.num_pending).unwrap_or(i64::MAX));
+            metrics.consumer_ack_pending.set(i64::try_from(info.num_ack_pending).unwrap_or(i64::MAX));
+        }
+        tokio::time::sleep(BACKLOG_INTERVAL).await;
+    }
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    last: i32,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        let terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
+        let interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
+        Ok(Self { terminate, interrupt, last: 0 })
+    }
+
+    /// Waits for the next one and names it.
+    async fn next(&mut self) -> &'static str {
+        select! {
+            _ = self.terminate.recv() => {
+                self.last = SignalKind::terminate().as_raw_value();
+                "SIGTERM"
+            }
+            _ = self.interrupt.recv() => {
+                self.last = SignalKind::interrupt().as_raw_value();
+                "SIGINT"
+            }
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! Where results go: verdicts and dead letters, each stored once, with its PubAck awaited. Nothing before this
+//! module publishes, and nothing acknowledges a message before it says that the result is stored.
+
+use crate::interface::Verdict;
+use crate::names::Names;
+use crate::settle::DeadReason;
+use crate::source::Delivery;
+use async_nats::HeaderMap;
+use async_nats::jetstream::context::PublishErrorKind;
+use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::stream::LastRawMessageErrorKind;
+use async_nats::jetstream::{Context, ErrorCode};
+use std::time::SystemTime;
+
+/// Most bytes of the header `Mailroom-Detail`.
+const DETAIL_MAX_BYTES: usize = 4 << 10;
+
+/// A shard's way to the streams of verdicts and dead letters.
+pub struct Sink {
+    jetstream: Context,
+    names: Names,
+    digest: String,
+}
+
+/// How a result came to be stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    /// By this host, now.
+    Now,
+    /// It had been stored before, by an earlier delivery or another host.
+    Before,
+}
+
+/// Why a result is not stored.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The stream is away, full or refuses; worth repeating. The text says what the server said.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The result is larger than the server takes and will never be stored.
+    #[error("larger than the server's max_payload, which has to be raised")]
+    TooLarge,
+}
+
+impl Sink {
+    /// Publishes for the component `digest`.
+    pub fn new(jetstream: Context, names: Names, digest: String) -> Self {
+        Self { jetstream, names, digest }
+    }
+
+    /// Stores the verdict on a message, unless the message has one.
+    ///
+    /// The server itself refuses a second one: by message id within its duplicate window, by subject for good.
+    ///
+    /// # Errors
+    /// See [`StoreError`]; the verdict may have been stored nevertheless, which repeating finds out.
+    pub async fn verdict(&self, delivery: &Delivery, verdict: &Verdict) -> Result<Stored, StoreError> {
+        let id = &delivery.message.id;
+        let mut headers = self.headers(id);
+        headers.insert("Nats-Msg-Id", id.as_str());
+        headers.insert("Nats-Expected-Stream", self.names.verdict_stream.as_str());
+        headers.insert("Nats-Expected-Last-Subject-Sequence", "0");
+        for (name, value) in &delivery.message.headers {
+            for trace in ["traceparent", "tracestate"] {
+                if name.eq_ignore_ascii_case(trace)
+                    && let Ok(value) = std::str::from_utf8(value)
+                {
+                    headers.insert(trace, value);
+                }
+            }
+        }
+        let message = PublishMessage::build().headers(headers).payload(verdict.to_json().into());
+        self.publish(self.names.verdict_subject(&verdict.queue, id), message).await
+    }
+
+    /// Whether any verdict on the message is stored, whatever its queue.
+    ///
+    /// # Errors
+    /// The verdicts cannot be read; worth repeating.
+    pub async fn has_verdict(&self, id: &str) -> Result<bool, StoreError> {
+        let unavailable = |err: &dyn std::fmt::Display| StoreError::Unavailable(format!("look for a verdict: {err}"));
+        let stream =
+            self.jetstream.get_stream_no_info(&self.names.verdict_stream).await.map_err(|e| unavailable(&e))?;
+        match stream.get_last_raw_message_by_subject(&self.names.verdict_of(id)).await {
+            Ok(_) => Ok(true),
+            Err(err) => match err.kind() {
+                LastRawMessageErrorKind::NoMessageFound => Ok(false),
+                LastRawMessageErrorKind::JetStream(ref cause) if cause.error_code() == ErrorCode::NO_MESSAGE_FOUND => {
+                    Ok(false)
+                }
+                _ => Err(unavailable(&err)),
+            },
+        }
+    }
+
+    /// Stores a message, whole, in the dead letters.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn dead(&self, delivery: &Delivery, reason: DeadReason, detail: &str) -> Result<Stored, StoreError> {
+        match self.publish(self.names.dead_subject(), self.letter(delivery, reason, detail)).await {
+            // The message came near the server's limit by itself; the reason must not cost it its dead letter.
+            Err(StoreError::TooLarge) if !detail.is_empty() => {
+                self.publish(self.names.dead_subject(), self.letter(delivery, reason, "")).await
+            }
+            stored => stored,
+        }
+    }
+
+    fn letter(&self, delivery: &Delivery, reason: DeadReason, detail: &str) -> PublishMessage {
+        let id = &delivery.message.id;
+        let mut headers = HeaderMap::new();
+        for (name, values) in delivery.headers.iter().flat_map(HeaderMap::iter) {
+            let name = name.to_string();
+            for value in values {
+                headers.append(kept_name(&name), value.clone());
+            }
+        }
+        for (name, values) in self.headers(id).iter() {
+            for value in values {
+                headers.insert(name.clone(), value.clone());
+            }
+        }
+        headers.insert("Nats-Msg-Id", format!("dead.{id}"));
+        headers.insert("Nats-Expected-Stream", self.names.dead_stream.as_str());
+        headers.insert("Mailroom-Reason", reason.name());
+        headers.insert("Mailroom-Subject", delivery.message.subject.as_str());
+        headers.insert("Mailroom-Deliveries", delivery.count.to_string());
+        if !detail.is_empty() {
+            headers.insert("Mailroom-Detail", header_text(detail));
+        }
+        PublishMessage::build().headers(headers).payload(delivery.payload.clone())
+    }
+
+    /// What every result carries.
+    fn headers(&self, id: &str) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert("Mailroom-Id", id);
+        headers.insert("Mailroom-Component", self.digest.as_str());
+        headers.insert("Mailroom-Time", humantime::format_rfc3339_millis(SystemTime::now()).to_string());
+        headers
+    }
+
+    async fn publish(&self, subject: String, message: PublishMessage) -> Result<Stored, StoreError> {
+        let acknowledged = match self.jetstream.send_publish(subject, message).await {
+            Ok(acknowledgement) => acknowledgement.await,
+            Err(err) => Err(err),
+        };
+        match acknowledged {
+            Ok(acknowledgement) if acknowledgement.duplicate => Ok(Stored::Before),
+            Ok(_) => Ok(Stored::Now),
+            Err(err) => match err.kind() {
+                PublishErrorKind::WrongLastSequence => Ok(Stored::Before),
+                PublishErrorKind::MaxPayloadExceeded => Err(StoreError::TooLarge),
+                _ => Err(StoreError::Unavailable(err.to_string())),
+            },
+        }
+    }
+}
+
+/// The name that a sender's header keeps in a dead letter: NATS would act on its own names there, and ours speak
+/// for the host alone.
+fn kept_name(name: &str) -> String {
+    let ours = |prefix: &str| name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix));
+    if ours("Nats-") || ours("Mailroom-") { format!("Mailroom-Original-{name}") } else { name.to_string() }
+}
+
+/// `text` as a header's value: one line, bounded.
+fn header_text(text: &str) -> String {
+    let mut end = text.len().min(DETAIL_MAX_BYTES);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_senders_headers_cannot_pass_for_ours() {
+        for (name, kept) in [
+            ("Subject", "Subject"),
+            ("Nats-Msg-Id", "Mailroom-Original-Nats-Msg-Id"),
+            ("nats-rollup", "Mailroom-Original-nats-rollup"),
+            ("Mailroom-Id", "Mailroom-Original-Mailroom-Id"),
+            ("Natsy", "Natsy"),
+            ("é", "é"),
+        ] {
+            assert_eq!(kept_name(name), kept);
+        }
+    }
+
+    #[test]
+    fn a_detail_becomes_one_bounded_line() {
+        assert_eq!(header_text("a\r\nb\0c"), "a  b c");
+        let long = header_text(&"é".repeat(DETAIL_MAX_BYTES));
+        assert_eq!(long.len(), DETAIL_MAX_BYTES);
+        assert_eq!(header_text(&format!("x{}", "é".repeat(DETAIL_MAX_BYTES))).len(), DETAIL_MAX_BYTES - 1);
+    }
+}

@@ -1,0 +1,374 @@
+//! Where messages come from: raw pulls on a JetStream consumer, so that the host never asks for more than it has
+//! room for and hands back, at the end, what it has not begun.
+
+use crate::interface::Message;
+use anyhow::{Context, Result};
+use async_nats::jetstream::consumer::Info;
+use async_nats::jetstream::message::AckKind;
+use async_nats::{Client, HeaderMap, StatusCode, Subject, Subscriber};
+use bytes::Bytes;
+use futures::{FutureExt, StreamExt};
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long a pull waits at the server for messages.
+const PULL_EXPIRES: Duration = Duration::from_secs(30);
+
+/// How often the server says that a waiting pull still stands.
+const IDLE_HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// Silence after which a waiting pull is taken for lost.
+const SILENCE_MAX: Duration = Duration::from_secs(12);
+
+/// How long closing waits for what is still under way from the server.
+const CLOSE_MAX: Duration = Duration::from_secs(2);
+
+/// One delivery of a message.
+pub struct Delivery {
+    /// What the guest gets.
+    pub message: Message,
+    /// The headers as received.
+    pub headers: Option<HeaderMap>,
+    /// The payload as received.
+    pub payload: Bytes,
+    /// Where acknowledgements go.
+    pub reply: Subject,
+    /// Which delivery of the message this is; 1 is the first.
+    pub count: u64,
+    /// When it reached the host.
+    pub arrived: Instant,
+    /// How long it had been in the stream by then, by the clocks of server and host.
+    pub age: Duration,
+}
+
+/// What came from the consumer.
+pub enum Event {
+    /// A message.
+    Delivery(Box<Delivery>),
+    /// The consumer cannot be pulled from; the text says what the server said.
+    Trouble(String),
+}
+
+/// A shard's way to the consumer.
+pub struct Source {
+    client: Client,
+    next_subject: String,
+    /// `<stream>:<created>:<consumer>:`, the constant part of message ids.
+    id_prefix: String,
+    batch_max: usize,
+    subscription: Subscriber,
+    inbox: String,
+    /// Counts connections; another number than `connected` means that the pulls are gone.
+    connections: Arc<AtomicU64>,
+    connected: u64,
+    /// Waiting pulls by number, with the time at which the server must have ended them.
+    pulls: HashMap<u64, Instant>,
+    pull_number: u64,
+    /// Messages asked for and not yet received.
+    requested: usize,
+    /// Received on an earlier connection and not yet handed out.
+    backlog: VecDeque<async_nats::Message>,
+    last_heard: Instant,
+}
+
+impl Source {
+    /// Subscribes to an inbox of its own; pulls nothing yet.
+    ///
+    /// `connections` counts how often the client has connected: pulls do not survive a lost connection.
+    ///
+    /// # Errors
+    /// The connection is closed.
+    pub async fn open(
+        client: Client,
+        api_prefix: &str,
+        stream_created: i64,
+        consumer: &Info,
+        connections: Arc<AtomicU64>,
+    ) -> Result<Self> {
+        let inbox = client.new_inbox();
+        let subscription = client.subscribe(format!("{inbox}.*")).await.context("subscribe to the pull inbox")?;
+        let (stream, name) = (&consumer.stream_name, &consumer.name);
+        let batch_max = usize::try_from(consumer.config.max_batch).ok().filter(|max| *max > 0).unwrap_or(usize::MAX);
+        Ok(Self {
+            next_subject: format!("{api_prefix}.CONSUMER.MSG.NEXT.{stream}.{name}"),
+            id_prefix: format!("{stream}:{stream_created}:{name}:"),
+            batch_max,
+            connected: connections.load(Ordering::Relaxed),
+            connections,
+            client,
+            subscription,
+            inbox,
+            pulls: HashMap::new(),
+            pull_number: 0,
+            requested: 0,
+            backlog: VecDeque::new(),
+            last_heard: Instant::now(),
+        })
+    }
+
+    /// The next event, having asked for as many messages as `room` allows beyond those asked for already.
+    ///
+    /// # Errors
+    /// The connection is closed for good.
+    ///
+    /// # Cancel safety
+    /// No message is lost when the future is dropped.
+    pub async fn next(&mut self, room: usize) -> Result<Event> {
+        loop {
+            if self.connected != self.connections.load(Ordering::Relaxed) {
+                self.renew().await?;
+            }
+            if let Some(event) = self.backlog.pop_front().and_then(|message| self.read(message)) {
+                return Ok(event);
+            }
+            self.pull(room).await?;
+            match tokio::time::timeout(IDLE_HEARTBEAT, self.subscription.next()).await {
+                Ok(Some(message)) => {
+                    if let Some(event) = self.read(message) {
+                        return Ok(event);
+                    }
+                }
+                Ok(None) => anyhow::bail!("the connection to NATS is closed"),
+                Err(_) => self.check_silence().await?,
+            }
+        }
+    }
+
+    /// A delivery that has arrived already, if there is one.
+    pub fn ready(&mut self) -> Option<Event> {
+        loop {
+            let message = match self.backlog.pop_front() {
+                Some(message) => message,
+                None => self.subscription.next().now_or_never()??,
+            };
+            if let Some(event) = self.read(message) {
+                return Some(event);
+            }
+        }
+    }
+
+    /// Asks for messages if there is enough room to make it worth while.
+    async fn pull(&mut self, room: usize) -> Result<()> {
+        let want = room.saturating_sub(self.requested).min(self.batch_max);
+        if want == 0 || self.requested > want {
+            return Ok(());
+        }
+        let request = format!(
+            r#"{{"batch":{want},"expires":{},"idle_heartbeat":{}}}"#,
+            PULL_EXPIRES.as_nanos(),
+            IDLE_HEARTBEAT.as_nanos()
+        );
+        let reply = format!("{}.{}", self.inbox, self.pull_number);
+        self.client
+            .publish_with_reply(self.next_subject.clone(), reply, request.into())
+            .await
+            .context("ask for messages")?;
+        let now = Instant::now();
+        if self.pulls.is_empty() {
+            self.last_heard = now;
+        }
+        self.pulls.insert(self.pull_number, now + PULL_EXPIRES + IDLE_HEARTBEAT);
+        self.pull_number += 1;
+        self.requested += want;
+        Ok(())
+    }
+
+    /// Takes lost pulls for ended, and all of them when the server has been silent for too long.
+    async fn check_silence(&mut self) -> Result<()> {
+        let now = Instant::now();
+        self.pulls.retain(|_, ends| *ends > now);
+        if self.pulls.is_empty() {
+            self.requested = 0;
+        } else if self.last_heard.elapsed() > SILENCE_MAX {
+            tracing::warn!("no sign of the pull for {SILENCE_MAX:?}; pulling anew");
+            self.renew().await?;
+        }
+        Ok(())
+    }
+
+    /// A new inbox: what old pulls may still bring would come on top of what is asked for now.
+    async fn renew(&mut self) -> Result<()> {
+        self.connected = self.connections.load(Ordering::Relaxed);
+        let inbox = self.client.new_inbox();
+        let subscription = self.client.subscribe(format!("{inbox}.*")).await.context("subscribe to the pull inbox")?;
+        let mut old = std::mem::replace(&mut self.subscription, subscription);
+        self.inbox = inbox;
+        let _ = old.unsubscribe().await;
+        while let Some(Some(message)) = old.next().now_or_never() {
+            self.backlog.push_back(message);
+        }
+        self.pulls.clear();
+        self.requested = 0;
+        self.last_heard = Instant::now();
+        Ok(())
+    }
+
+    /// Makes an event of what arrived, or takes note of what the server says about a pull.
+    fn read(&mut self, message: async_nats::Message) -> Option<Event> {
+        self.last_heard = Instant::now();
+        if let Some(status) = message.status
+            && status != StatusCode::OK
+        {
+            return self.status(status, &message);
+        }
+        self.requested = self.requested.saturating_sub(1);
+        if self.requested == 0 {
+            self.pulls.clear();
+        }
+        match Delivery::read(message, &self.id_prefix) {
+            Ok(delivery) => Some(Event::Delivery(Box::new(delivery))),
+            Err(err) => {
+                tracing::warn!("message without a JetStream reply subject passed over: {err:#}");
+                None
+            }
+        }
+    }
+
+    fn status(&mut self, status: StatusCode, message: &async_nats::Message) -> Option<Event> {
+        if status == StatusCode::IDLE_HEARTBEAT {
+            return None;
+        }
+        let pull = message.subject.rsplit('.').next().and_then(|number| number.parse::<u64>().ok());
+        if pull.is_some_and(|pull| self.pulls.remove(&pull).is_some()) {
+            let unserved = message
+                .headers
+                .as_ref()
+                .and_then(|headers| headers.get("Nats-Pending-Messages"))
+                .and_then(|pending| pending.as_str().parse::<usize>().ok())
+                .unwrap_or(0);
+            self.requested = if self.pulls.is_empty() { 0 } else { self.requested.saturating_sub(unserved) };
+        }
+        let text = message.description.as_deref().unwrap_or_default();
+        // The ends of a pull that are no trouble: it expired, nothing was there, a leader changed, a server stops.
+        let ordinary = status == StatusCode::TIMEOUT
+            || status == StatusCode::NOT_FOUND
+            || ["Leadership Change", "Server Shutdown", "Batch Completed"].iter().any(|end| text.contains(end));
+        if ordinary {
+            return None;
+        }
+        let text = if status == StatusCode::NO_RESPONDERS { "nobody answers for the consumer" } else { text };
+        Some(Event::Trouble(format!("{text} ({status})")))
+    }
+
+    /// Ends the subscription and returns what had been delivered and not handed out.
+    pub async fn close(mut self) -> Vec<Delivery> {
+        let mut left = Vec::new();
+        if self.subscription.drain().await.is_err() {
+            return left;
+        }
+        let deadline = tokio::time::Instant::now() + CLOSE_MAX;
+        let mut backlog = std::mem::take(&mut self.backlog);
+        loop {
+            let message = match backlog.pop_front() {
+                Some(message) => message,
+                None => match tokio::time::timeout_at(deadline, self.subscription.next()).await {
+                    Ok(Some(message)) => message,
+                    Ok(None) | Err(_) => return left,
+                },
+            };
+            if message.status.is_none_or(|status| status == StatusCode::OK)
+                && let Ok(delivery) = Delivery::read(message, &self.id_prefix)
+            {
+                left.push(delivery);
+            }
+        }
+    }
+}
+
+impl Delivery {
+    fn read(message: async_nats::Message, id_prefix: &str) -> Result<Self> {
+        let reply = message.reply.clone().context("no reply subject")?;
+        let reply_info = ReplyInfo::parse(&reply).with_context(|| format!("reply subject {reply}"))?;
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let (headers, payload) = (message.headers, message.payload);
+        Ok(Self {
+            message: Message {
+                id: format!("{id_prefix}{}", reply_info.sequence),
+                subject: message.subject.to_string(),
+                headers: headers.as_ref().map(sorted).unwrap_or_default(),
+                time: u64::try_from(reply_info.stored.as_millis()).unwrap_or(u64::MAX),
+                attempt: u32::try_from(reply_info.count).unwrap_or(u32::MAX),
+                data: payload.to_vec(),
+            },
+            headers,
+            payload,
+            reply,
+            count: reply_info.count,
+            arrived: Instant::now(),
+            age: now.saturating_sub(reply_info.stored),
+        })
+    }
+
+    /// Tells the server what becomes of the message. Only queues the acknowledgement: flush before the end.
+    ///
+    /// # Errors
+    /// The connection is closed for good.
+    pub async fn acknowledge(&self, client: &Client, kind: AckKind) -> Result<(), async_nats::PublishError> {
+        client.publish(self.reply.clone(), kind.into()).await
+    }
+}
+
+/// The headers sorted by name, a repeated one repeated.
+fn sorted(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
+    let mut sorted: Vec<(String, Vec<u8>)> = headers
+        .iter()
+        .flat_map(|(name, values)| values.iter().map(|value| (name.to_string(), value.as_str().as_bytes().to_vec())))
+        .collect();
+    sorted.sort_by(|(a, _), (b, _)| a.cmp(b));
+    sorted
+}
+
+/// What the reply subject of a JetStream delivery says, in both of its formats (ADR-15).
+#[derive(Debug, PartialEq, Eq)]
+struct ReplyInfo {
+    sequence: u64,
+    count: u64,
+    /// Since 1970, by the server's clock.
+    stored: Duration,
+}
+
+impl ReplyInfo {
+    fn parse(reply: &str) -> Option<Self> {
+        let tokens = reply.strip_prefix("$JS.ACK.")?.split('.').count();
+        // <stream>.<consumer>.<count>.<sequence>.<consumer sequence>.<time>.<pending>, and from version 2 on with
+        // <domain>.<account> in front and perhaps a token behind.
+        let ahead = if tokens >= 9 { 2 } else { 0 };
+        let mut fields = reply.strip_prefix("$JS.ACK.")?.split('.').skip(ahead + 2);
+        let count = fields.next()?.parse().ok()?;
+        let sequence = fields.next()?.parse().ok()?;
+        let stored = Duration::from_nanos(fields.nth(1)?.parse().ok()?);
+        Some(Self { sequence, count, stored })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_formats_of_the_reply_subject_are_read() {
+        let expected = Some(ReplyInfo { sequence: 100, count: 3, stored: Duration::from_nanos(1_790_230_470_084_404) });
+        for reply in [
+            "$JS.ACK.MAIL.triage.3.100.7.1790230470084404.42",
+            "$JS.ACK._.ACCHASH.MAIL.triage.3.100.7.1790230470084404.42",
+            "$JS.ACK.hub.ACCHASH.MAIL.triage.3.100.7.1790230470084404.42.token",
+        ] {
+            assert_eq!(ReplyInfo::parse(reply), expected, "{reply}");
+        }
+        for reply in ["", "_INBOX.1", "$JS.ACK.MAIL", "$JS.ACK.MAIL.triage.x.100.7.1.42"] {
+            assert_eq!(ReplyInfo::parse(reply), None, "{reply}");
+        }
+    }
+
+    #[test]
+    fn headers_come_sorted_and_repeated() {
+        let mut headers = HeaderMap::new();
+        headers.insert("b", "1");
+        headers.append("b", "0");
+        headers.insert("A", "2");
+        let expected = [("A", "2"), ("b", "1"), ("b", "0")].map(|(k, v)| (k.to_string(), v.as_bytes().to_vec()));
+        assert_eq!(sorted(&headers), expected);
+    }
+}
