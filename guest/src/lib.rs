@@ -84,7 +84,7 @@ impl Reasons {
             self.list.reserve_exact(REASONS_MAX);
         }
         let mut sentence = pieces.concat();
-        if sentence.bytes().any(|byte| byte < 0x20 || byte >= 0x7f) {
+        if sentence.bytes().any(|byte| !(0x20..0x7f).contains(&byte)) {
             sentence.retain(|c| !c.is_control());
         }
         if sentence.len() > REASON_MAX_BYTES {

@@ -100,7 +100,9 @@ impl<'a> Mail<'a> {
         }
         let (fields, body) = Fields::split(content);
         if !fields.is_mail {
-            return Err("no mail: no From, To, Subject, Date, Message-ID or Received field at the top".to_owned());
+            return Err(
+                "no mail: no From, To, Subject, Date, Message-ID, Received or MIME-Version field at the top".to_owned()
+            );
         }
         let subject = decode_words(fields.subject);
         let text = Finder { parts: 0 }.text(&fields, body, 0).unwrap_or_default();
@@ -163,9 +165,10 @@ impl Line {
 
 /// "-----Original Message-----" and its translations.
 fn is_original_message(line: &[u8]) -> bool {
-    let words = line.trim_ascii_end();
-    let words = words.strip_suffix(b"-----").unwrap_or(words);
-    let words = words[5..].trim_ascii();
+    let mut words = line;
+    while let [b'-' | b' ', inner @ ..] | [inner @ .., b'-' | b' '] = words {
+        words = inner;
+    }
     let known: [&[u8]; 4] =
         [b"original message", b"urspr\xc3\xbcngliche nachricht", b"urspr\xfcngliche nachricht", b"message d'origine"];
     known.iter().any(|known| words.eq_ignore_ascii_case(known))
@@ -232,6 +235,10 @@ impl<'a> Fields<'a> {
             (7, Some(b's')) if name.eq_ignore_ascii_case(b"Subject") => (&mut self.subject, true),
             (7, Some(b'l')) if name.eq_ignore_ascii_case(b"List-Id") => (&mut self.list_id, false),
             (8, Some(b'r')) if name.eq_ignore_ascii_case(b"Received") => {
+                self.is_mail = true;
+                return;
+            }
+            (12, Some(b'm')) if name.eq_ignore_ascii_case(b"MIME-Version") => {
                 self.is_mail = true;
                 return;
             }

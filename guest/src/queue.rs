@@ -100,7 +100,7 @@ impl Mass {
     fn points(&self) -> u32 {
         10 * u32::from(self.is_spam)
             + 3 * u32::from(self.is_newsletter)
-            + 3 * u32::from(self.is_list)
+            + 4 * u32::from(self.is_list)
             + u32::from(self.is_bulk)
     }
 

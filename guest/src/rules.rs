@@ -14,7 +14,7 @@ use std::borrow::Cow;
 use std::mem;
 
 use crate::queue;
-use crate::words::{Entry, Lexicon, Topic, is_word};
+use crate::words::{Entry, Lexicon, Topic, normal};
 
 /// The queue of a mail that nothing speaks for.
 pub const DEFAULT_QUEUE: &str = "inbox";
@@ -393,14 +393,6 @@ impl Words {
             Words::Configured(words) => Box::new(words.iter().map(String::as_str)),
         }
     }
-}
-
-/// A word as the lexicon wants it: lower case, single spaces, nothing that separates words.
-fn normal(word: &str) -> String {
-    let words = word.split(|c: char| c.is_ascii() && !is_word(c as u8)).filter(|word| !word.is_empty());
-    let mut normal = words.collect::<Vec<_>>().join(" ");
-    normal.make_ascii_lowercase();
-    normal
 }
 
 fn queue_name<'a>(key: &str, name: &'a str) -> Result<&'a str, String> {

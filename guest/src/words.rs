@@ -2,7 +2,7 @@
 //!
 //! A word is a run of ASCII letters, digits and bytes above 127 (the letters of other alphabets); everything else
 //! separates words. So "down" is found in "Down!" and not in "download". A phrase is several words with at most
-//! [`GAP_MAX_BYTES`] between two of them. ASCII letters match in either case.
+//! [`GAP_MAX_BYTES`] between two of them. ASCII letters and those of Latin-1 ("Ü") match in either case.
 
 use std::borrow::Cow;
 
@@ -158,12 +158,31 @@ fn starts_with_phrase(text: &[u8], phrase: &[u8]) -> bool {
             at += gap;
         } else {
             match text.get(at) {
-                Some(byte) if byte.to_ascii_lowercase() == wanted => at += 1,
+                Some(&byte) if lower(text[..at].last(), byte) == wanted => at += 1,
                 _ => return false,
             }
         }
     }
     text.get(at).is_none_or(|&byte| !is_word(byte))
+}
+
+/// The byte in lower case, given the one before it: that of ASCII, or the second one of a Latin-1 letter in UTF-8.
+const fn lower(before: Option<&u8>, byte: u8) -> u8 {
+    match (before, byte) {
+        (Some(0xc3), 0x80..=0x9e) => byte | 0x20,
+        _ => byte.to_ascii_lowercase(),
+    }
+}
+
+/// A word or phrase as a lexicon wants it: lower case, single spaces, nothing else between words.
+pub fn normal(phrase: &str) -> String {
+    let words = phrase.split(|c: char| c.is_ascii() && !is_word(c as u8)).filter(|word| !word.is_empty());
+    let normal = words.collect::<Vec<_>>().join(" ");
+    let letters = normal.chars().map(|c| match c {
+        'A'..='Z' | '\u{c0}'..='\u{de}' => char::from(c as u8 | 0x20),
+        _ => c,
+    });
+    letters.collect()
 }
 
 /// Where in the mail something was found.
@@ -238,7 +257,8 @@ mod tests {
         assert_eq!(found(&["down"], "Download the countdown. DOWN!"), ["down"]);
         assert_eq!(found(&["down"], "(down)"), ["down"]);
         assert_eq!(found(&["down"], "dow"), [""; 0]);
-        assert_eq!(found(&["störung"], "Eine Störung, keine Betriebsstörung"), ["störung"]);
+        assert_eq!(found(&["störung"], "Eine Störung, keine Betriebsstörung, STÖRUNG"), ["störung", "störung"]);
+        assert_eq!(found(&[&normal("ÜBER alles")], "Über-Alles \u{c2}"), ["über alles"]);
     }
 
     /// A phrase may be wrapped at the line end or hyphenated, but is not put together from afar.
@@ -254,6 +274,6 @@ mod tests {
     #[test]
     fn long_words_are_found() {
         let long = "a".repeat(40);
-        assert_eq!(found(&[&long], &format!("aa {long} aa")), [long.clone()]);
+        assert_eq!(found(&[&long], &format!("aa {long} aa")), [long.as_str()]);
     }
 }

@@ -1,1 +1,184 @@
-//! x
+//! A guest for the tests that does what the first line of the mail says.
+//!
+//! An ordinary component: built for `wasm32-wasip2` with the standard library, without any of the tuning of the
+//! real guest, as most people will build theirs. The commands are the arms of [`act`].
+#![expect(missing_docs, reason = "the generated bindings have no documentation of their own")]
+
+use std::hint::black_box;
+use std::io::Write as _;
+use std::time::{Duration, Instant};
+use std::{env, fs, thread};
+
+wit_bindgen::generate!({ path: "../../wit", world: "triage", generate_all });
+
+use exports::mailroom::triage::handler;
+use mailroom::triage::types::{Failure, Issue, Message, Priority, Retry, Verdict};
+use wasi::config::store;
+
+struct Actor;
+
+impl handler::Guest for Actor {
+    fn triage(message: Message) -> Result<Verdict, Failure> {
+        let data = String::from_utf8_lossy(&message.data);
+        let words: Vec<&str> = data.lines().next().unwrap_or_default().split(' ').collect();
+        act(&words, &message)
+    }
+}
+
+export!(Actor);
+
+/// What each command does; the words after it are its arguments.
+fn act(words: &[&str], message: &Message) -> Result<Verdict, Failure> {
+    match words {
+        // A verdict as told: verdict QUEUE [PRIORITY [new|existing ID]]
+        ["verdict", queue] => Ok(verdict(queue)),
+        ["verdict", queue, priority] => Ok(Verdict { priority: priority_of(priority)?, ..verdict(queue) }),
+        ["verdict", queue, priority, kind, id] => {
+            let issue = match *kind {
+                "new" => Issue::New((*id).to_owned()),
+                "existing" => Issue::Existing((*id).to_owned()),
+                _ => return Err(unknown(words)),
+            };
+            Ok(Verdict { priority: priority_of(priority)?, issue, ..verdict(queue) })
+        }
+        // Everything the host told the guest about the message, as reasons.
+        ["echo"] => {
+            let mut reasons = vec![
+                message.id.clone(),
+                message.subject.clone(),
+                message.time.to_string(),
+                message.attempt.to_string(),
+                message.data.len().to_string(),
+            ];
+            let headers = message.headers.iter().take(10);
+            reasons.extend(headers.map(|(name, value)| format!("{name}={}", String::from_utf8_lossy(value))));
+            Ok(Verdict { reasons, ..verdict("echo") })
+        }
+        // The configuration: key=value.
+        ["config"] => match store::get_all() {
+            Ok(pairs) => {
+                let reasons = pairs.into_iter().map(|(key, value)| format!("{key}={value}")).collect();
+                Ok(Verdict { reasons, ..verdict("config") })
+            }
+            Err(error) => Err(Failure::Reject(error.to_string())),
+        },
+        // What a guest finds of the outer world, which should be nothing.
+        ["environment"] => {
+            let reasons = vec![
+                format!("variables: {}", env::vars_os().count()),
+                format!("arguments: {}", env::args_os().count()),
+                format!("folder /: {}", outcome(fs::read_dir("/"))),
+                format!("file /etc/passwd: {}", outcome(fs::File::open("/etc/passwd"))),
+            ];
+            Ok(Verdict { reasons, ..verdict("environment") })
+        }
+        // Failures that the guest reports itself: retry [MS], reject TEXT…
+        ["retry"] => Err(Failure::Retry(Retry { after_ms: None, reason: "told to".to_owned() })),
+        ["retry", delay] => {
+            Err(Failure::Retry(Retry { after_ms: Some(number(delay, words)?), reason: "told to".to_owned() }))
+        }
+        ["reject", text @ ..] => Err(Failure::Reject(text.join(" "))),
+        // A different answer at another delivery.
+        ["fail-until", attempt] => {
+            assert!(message.attempt >= number(attempt, words)?, "attempt {} fails as told", message.attempt);
+            Ok(verdict("recovered"))
+        }
+        ["alternate"] => Ok(verdict(if message.attempt == 1 { "first" } else { "second" })),
+        // Failures that happen to it.
+        ["trap"] => panic!("trapped as told"),
+        ["unreachable"] => trap(),
+        ["loop"] => loop {
+            black_box(());
+        },
+        ["recurse"] => {
+            let depth = recurse(black_box(1));
+            Ok(Verdict { reasons: vec![depth.to_string()], ..verdict("recursed") })
+        }
+        // Uses time, memory or output, then answers: spin MS, sleep MS, allocate MIB, print TEXT, flood MIB.
+        ["spin", duration] => {
+            let duration = Duration::from_millis(number(duration, words)?.into());
+            let start = Instant::now();
+            while start.elapsed() < duration {
+                black_box((0..1000_u32).fold(0, |sum: u32, n| sum.wrapping_mul(31).wrapping_add(black_box(n))));
+            }
+            Ok(verdict("spun"))
+        }
+        ["sleep", duration] => {
+            thread::sleep(Duration::from_millis(number(duration, words)?.into()));
+            Ok(verdict("slept"))
+        }
+        ["allocate", mebibytes] => {
+            let block = vec![1_u8; number(mebibytes, words)? as usize * MIB];
+            black_box(&block);
+            Ok(verdict("allocated"))
+        }
+        ["print", text @ ..] => {
+            println!("{}", text.join(" "));
+            eprintln!("{}", text.join(" "));
+            Ok(verdict("printed"))
+        }
+        ["flood", mebibytes] => {
+            let line = [b'x'; 1023].into_iter().chain([b'\n']).collect::<Vec<u8>>();
+            let mut output = std::io::stdout().lock();
+            for _ in 0..number(mebibytes, words)? as usize * (MIB / line.len()) {
+                output.write_all(&line).map_err(|error| Failure::Reject(error.to_string()))?;
+            }
+            Ok(verdict("flooded"))
+        }
+        // Too much of an answer: reasons N BYTES.
+        ["reasons", count, bytes] => {
+            let reason = "r".repeat(number(bytes, words)? as usize);
+            Ok(Verdict { reasons: vec![reason; number(count, words)? as usize], ..verdict("reasons") })
+        }
+        _ => Err(unknown(words)),
+    }
+}
+
+const MIB: usize = 1024 * 1024;
+
+fn verdict(queue: &str) -> Verdict {
+    Verdict {
+        priority: Priority::Normal,
+        issue: Issue::New("actor".to_owned()),
+        queue: queue.to_owned(),
+        reasons: vec!["actor".to_owned()],
+    }
+}
+
+fn priority_of(word: &str) -> Result<Priority, Failure> {
+    match word {
+        "low" => Ok(Priority::Low),
+        "normal" => Ok(Priority::Normal),
+        "high" => Ok(Priority::High),
+        "urgent" => Ok(Priority::Urgent),
+        _ => Err(unknown(&[word])),
+    }
+}
+
+fn number(word: &str, words: &[&str]) -> Result<u32, Failure> {
+    word.parse().map_err(|_| unknown(words))
+}
+
+fn unknown(words: &[&str]) -> Failure {
+    Failure::Reject(format!("unknown command {:?}", words.join(" ")))
+}
+
+fn outcome<T, E: ToString>(result: Result<T, E>) -> String {
+    result.map_or_else(|error| error.to_string(), |_| "open".to_owned())
+}
+
+/// Uses up the stack; what is done with the result keeps the compiler from making it a loop.
+#[expect(unconditional_recursion, reason = "that is what it is for")]
+#[inline(never)]
+fn recurse(depth: u64) -> u64 {
+    let frame = black_box([depth; 64]);
+    recurse(depth + 1) + black_box(&frame)[0]
+}
+
+/// The instruction `unreachable`, without a message.
+fn trap() -> ! {
+    #[cfg(target_family = "wasm")]
+    core::arch::wasm32::unreachable();
+    #[cfg(not(target_family = "wasm"))]
+    std::process::abort();
+}
