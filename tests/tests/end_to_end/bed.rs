@@ -1,0 +1,99 @@
+//! What most tests stand on: a provisioned server and a JetStream context, and mail for the guest `actor`.
+
+use async_nats::HeaderMap;
+use async_nats::jetstream::Context;
+use async_nats::jetstream::consumer::{PullConsumer, pull};
+use tests::prelude::*;
+
+/// Time enough for anything that happens soon, on a busy machine.
+pub const SOON: Duration = Duration::from_secs(30);
+
+/// A server with the streams and the consumer that `host provision` makes.
+pub struct Bed {
+    pub server: NatsServer,
+    pub jetstream: Context,
+}
+
+impl Bed {
+    pub async fn new() -> Result<Self> {
+        Self::provisioned(&[]).await
+    }
+
+    /// With further arguments for `host provision`.
+    pub async fn provisioned(args: &[&str]) -> Result<Self> {
+        let server = NatsServer::start().await?;
+        let jetstream = server.jetstream().await?;
+        let bed = Self { server, jetstream };
+        bed.provision(args).await?;
+        Ok(bed)
+    }
+
+    pub async fn provision(&self, args: &[&str]) -> Result<()> {
+        let fixed = ["provision", "--server", self.server.url()];
+        command::host(fixed.iter().chain(args)).await?.success()?;
+        Ok(())
+    }
+
+    /// A ready host that runs the guest `actor`.
+    pub async fn actor(&self, args: &[&str]) -> Result<Host> {
+        let host = Host::on(self.server.url()).component(tools::component("actor")?).args(args).start().await?;
+        host.until_ready(SOON).await?;
+        Ok(host)
+    }
+
+    /// Publishes mails that tell the actor what to do; returns the sequence of the last.
+    pub async fn tell<S: AsRef<str>>(&self, commands: impl IntoIterator<Item = S>) -> Result<u64> {
+        let mut last = None;
+        for command in commands {
+            last = Some(self.jetstream.publish("mail.test", command.as_ref().to_owned().into()).await?);
+        }
+        Ok(last.context("at least one command")?.await?.sequence)
+    }
+
+    pub async fn tell_with(&self, headers: HeaderMap, command: &str) -> Result<u64> {
+        let publish = self.jetstream.publish_with_headers("mail.test", headers, command.to_owned().into());
+        Ok(publish.await?.await?.sequence)
+    }
+
+    /// Waits for that many verdicts and returns them.
+    pub async fn verdicts(&self, count: usize) -> Result<Vec<Stored>> {
+        let what = format!("{count} verdicts");
+        let look = async || Ok(streams::count(&self.jetstream, streams::VERDICTS).await? as usize);
+        eventually(SOON, &what, look, |found| *found >= count).await?;
+        streams::verdicts(&self.jetstream).await
+    }
+
+    /// Waits for that many dead letters and returns them.
+    pub async fn dead_letters(&self, count: usize) -> Result<Vec<Stored>> {
+        let what = format!("{count} dead letters");
+        let look = async || Ok(streams::count(&self.jetstream, streams::DEAD).await? as usize);
+        eventually(SOON, &what, look, |found| *found >= count).await?;
+        streams::dead_letters(&self.jetstream).await
+    }
+
+    pub async fn consumer(&self) -> Result<PullConsumer> {
+        let stream = self.jetstream.get_stream(streams::MAIL).await?;
+        let consumer = stream.get_consumer::<pull::Config>("triage").await;
+        consumer.map_err(|err| anyhow::anyhow!("consumer triage: {err}"))
+    }
+
+    /// Waits until no message is waiting or in anyone's hands.
+    pub async fn settled(&self) -> Result<()> {
+        let look = async || {
+            let mut consumer = self.consumer().await?;
+            let info = consumer.info().await?;
+            Ok((info.num_pending, info.num_ack_pending))
+        };
+        eventually(SOON, "nothing pending", look, |pending| *pending == (0, 0)).await.map(drop)
+    }
+
+    /// Every mail of the stream has exactly one verdict, and there is nothing else.
+    pub async fn one_verdict_each(&self, mails: u64) -> Result<()> {
+        let verdicts = self.verdicts(mails as usize).await?;
+        let mut sequences: Vec<u64> = verdicts.iter().map(Stored::mail_sequence).collect::<Result<_>>()?;
+        sequences.sort_unstable();
+        ensure!(sequences == (1..=mails).collect::<Vec<_>>(), "{} verdicts on {mails} mails", sequences.len());
+        ensure!(streams::count(&self.jetstream, streams::DEAD).await? == 0, "there are dead letters");
+        self.settled().await
+    }
+}

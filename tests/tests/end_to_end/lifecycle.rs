@@ -1,0 +1,191 @@
+//! Starting, stopping, dying, and coming back: nothing lost, nothing twice.
+
+use crate::bed::{Bed, SOON};
+use async_nats::jetstream::AckKind;
+use async_nats::jetstream::message::PublishMessage;
+use futures::StreamExt as _;
+use tests::prelude::*;
+
+/// A host killed in the middle of its work loses nothing and doubles nothing.
+#[tokio::test]
+async fn a_killed_host_neither_loses_nor_doubles_a_verdict() -> Result<()> {
+    let bed = Bed::provisioned(&["--ack-wait", "2s"]).await?;
+    bed.tell(std::iter::repeat_n("verdict support", 4000)).await?;
+    for stored in [300, 1500] {
+        let mut host = bed.actor(&[]).await?;
+        bed.verdicts(stored).await?;
+        host.kill();
+    }
+    let _host = bed.actor(&[]).await?;
+    bed.one_verdict_each(4000).await
+}
+
+/// A message whose first host died between storing its verdict and acknowledging it gets no second one, even from a
+/// guest that would answer differently, and long after the server has forgotten the message id.
+#[tokio::test]
+async fn a_redelivered_message_keeps_its_first_verdict() -> Result<()> {
+    let bed = Bed::provisioned(&["--duplicate-window", "100ms"]).await?;
+    bed.tell(["alternate"]).await?;
+    // What a host does that dies too early: fetch, store the verdict, and no more.
+    let first = bed.consumer().await?.batch().max_messages(1).expires(SOON).messages().await?.next().await.context("a delivery")?;
+    let delivery = first.map_err(|err| anyhow::anyhow!(err))?;
+    let created = bed.jetstream.get_stream(streams::MAIL).await?.cached_info().created.unix_timestamp();
+    let id = format!("MAIL:{created}:triage:1");
+    let verdict = PublishMessage::build().message_id(&id).header("Mailroom-Id", id.as_str()).payload("{}".into());
+    bed.jetstream.send_publish(format!("verdict.first.{id}"), verdict).await?.await?;
+    delivery.ack_with(AckKind::Nak(Some(Duration::from_millis(300)))).await.map_err(|err| anyhow::anyhow!(err))?;
+
+    let host = bed.actor(&[]).await?;
+    let look = async || Ok(host.metrics().await?.get("mailroom_messages_total", &[("outcome", "duplicate")]));
+    eventually(SOON, "the duplicate found", look, |found| *found == Some(1.0)).await?;
+    bed.settled().await?;
+    let verdicts = streams::verdicts(&bed.jetstream).await?;
+    assert_eq!(verdicts.len(), 1);
+    assert_eq!(verdicts[0].subject, format!("verdict.first.{id}"));
+    Ok(())
+}
+
+/// SIGTERM in the middle of the work: the host exits with 0, and what it had not begun is there for the next host at
+/// once instead of after the consumer's ack wait.
+#[tokio::test]
+async fn sigterm_drains_and_hands_back_what_was_not_begun() -> Result<()> {
+    let bed = Bed::new().await?;
+    bed.tell(std::iter::repeat_n("sleep 50", 300)).await?;
+    let mut host = bed.actor(&["--shards", "1", "--slots", "4", "--max-in-flight", "200"]).await?;
+    bed.verdicts(8).await?;
+    let status = host.stop(SOON).await?;
+    assert_eq!(status.code(), Some(0));
+    let mut consumer = bed.consumer().await?;
+    let info = consumer.info().await?;
+    assert!(info.num_pending < 300, "{info:?}");
+
+    let _next = bed.actor(&["--slots", "256"]).await?;
+    bed.one_verdict_each(300).await
+}
+
+/// A message that does not end within the grace period is handed back, and the host exits with 0 all the same.
+#[tokio::test]
+async fn the_grace_period_bounds_the_drain() -> Result<()> {
+    let bed = Bed::new().await?;
+    let mut host = bed.actor(&["--deadline", "20s", "--grace", "300ms"]).await?;
+    bed.tell(["sleep 15000"]).await?;
+    let look = async || Ok(host.metrics().await?.get("mailroom_slots_in_use", &[]));
+    eventually(SOON, "the guest runs", look, |slots| *slots == Some(1.0)).await?;
+    assert_eq!(host.stop(Duration::from_secs(10)).await?.code(), Some(0));
+    // It is delivered again at once, as its second delivery.
+    let again = bed.consumer().await?.batch().max_messages(1).expires(SOON).messages().await?.next().await.context("a delivery")?;
+    let again = again.map_err(|err| anyhow::anyhow!(err))?;
+    assert_eq!(again.info().map_err(|err| anyhow::anyhow!(err))?.delivered, 2);
+    Ok(())
+}
+
+/// The second signal ends the host at once.
+#[tokio::test]
+async fn a_second_signal_exits_at_once() -> Result<()> {
+    let bed = Bed::new().await?;
+    let mut host = bed.actor(&["--deadline", "20s"]).await?;
+    bed.tell(["sleep 15000"]).await?;
+    let look = async || Ok(host.metrics().await?.get("mailroom_slots_in_use", &[]));
+    eventually(SOON, "the guest runs", look, |slots| *slots == Some(1.0)).await?;
+    host.signal(Signal::TERM)?;
+    host.wait_for_line(SOON, |line| line.contains("draining")).await?;
+    host.signal(Signal::TERM)?;
+    assert_eq!(host.wait(Duration::from_secs(10)).await?.code(), Some(143));
+    Ok(())
+}
+
+/// A server that dies and comes back is reconnected to, and every message still gets its one verdict.
+#[tokio::test]
+async fn a_restarted_server_is_reconnected_to() -> Result<()> {
+    let mut bed = Bed::provisioned(&["--ack-wait", "2s"]).await?;
+    let host = bed.actor(&[]).await?;
+    bed.tell(std::iter::repeat_n("verdict support", 1000)).await?;
+    bed.verdicts(100).await?;
+    bed.server.kill();
+    let look = async || host.ready().await;
+    eventually(SOON, "not ready", look, |ready| ready.0 == 503 && ready.1.contains("no connection")).await?;
+    bed.server.restart().await?;
+    bed.jetstream = bed.server.jetstream().await?;
+    host.until_ready(SOON).await?;
+    bed.tell(std::iter::repeat_n("verdict support", 100)).await?;
+    bed.one_verdict_each(1100).await
+}
+
+/// While verdicts cannot be stored the host says so, is not ready and keeps the messages; when they can, it goes on.
+/// Nobody's message is at fault.
+#[tokio::test]
+async fn a_missing_verdict_stream_costs_no_message() -> Result<()> {
+    let bed = Bed::new().await?;
+    let host = bed.actor(&["--attempts", "1"]).await?;
+    bed.jetstream.delete_stream(streams::VERDICTS).await?;
+    bed.tell(std::iter::repeat_n("verdict support", 20)).await?;
+    let look = async || host.ready().await;
+    eventually(SOON, "not ready", look, |ready| ready.0 == 503 && ready.1.contains("cannot be stored")).await?;
+    host.wait_for_line(SOON, |line| line.contains("cannot store a verdict")).await?;
+    bed.provision(&[]).await?;
+    host.until_ready(SOON).await?;
+    bed.one_verdict_each(20).await
+}
+
+/// A consumer that is deleted and made again is found again.
+#[tokio::test]
+async fn a_consumer_made_again_is_found_again() -> Result<()> {
+    let bed = Bed::new().await?;
+    let host = bed.actor(&[]).await?;
+    bed.tell(["verdict support"]).await?;
+    bed.verdicts(1).await?;
+    bed.jetstream.get_stream(streams::MAIL).await?.delete_consumer("triage").await?;
+    let look = async || host.ready().await;
+    eventually(SOON, "not ready", look, |ready| ready.0 == 503 && ready.1.contains("no consumer")).await?;
+    bed.provision(&[]).await?;
+    host.until_ready(SOON).await?;
+    bed.tell(["verdict support"]).await?;
+    // The new consumer begins at the first mail again, which has its verdict.
+    bed.one_verdict_each(2).await
+}
+
+/// Two hosts on one consumer share the work.
+#[tokio::test]
+async fn two_hosts_share_a_consumer() -> Result<()> {
+    let bed = Bed::new().await?;
+    let first = bed.actor(&["--max-in-flight", "32"]).await?;
+    let second = bed.actor(&["--max-in-flight", "32"]).await?;
+    bed.tell(std::iter::repeat_n("verdict support", 3000)).await?;
+    bed.one_verdict_each(3000).await?;
+    let look = async || {
+        let labels = [("outcome", "verdict")];
+        let shares = [&first, &second].map(async |host| host.metrics().await?.get("mailroom_messages_total", &labels).context("no verdict counted"));
+        let [one, other] = shares;
+        Ok((one.await?, other.await?))
+    };
+    eventually(SOON, "both counted", look, |(one, other)| *one > 0.0 && *other > 0.0 && one + other == 3000.0).await?;
+    Ok(())
+}
+
+/// `--dev` needs nothing but nats-server: it brings one, takes mail, and leaves nothing behind.
+#[tokio::test]
+async fn dev_brings_its_own_server_and_cleans_up() -> Result<()> {
+    let mut command = std::process::Command::new(tools::host()?);
+    let component = tools::component("triage")?;
+    command.args(["run", "--dev", "--listen", "127.0.0.1:0", "--component"]).arg(component);
+    command.arg("--nats-server").arg(tools::nats_server()?);
+    let folder = tempfile::tempdir()?;
+    command.env("TMPDIR", folder.path());
+    let mut host = Process::spawn("host run --dev", command)?;
+    host.wait_for_line(SOON, |line| line.contains("running")).await?;
+    let line = host.wait_for_line(SOON, |line| line.contains("private nats-server")).await?;
+    let url = line.split('"').find(|text| text.starts_with("nats://")).context("the server's URL")?.to_string();
+
+    let client = async_nats::connect(&url).await?;
+    let jetstream = async_nats::jetstream::new(client);
+    let mail = std::fs::read(tools::mails()?.first().context("a mail")?)?;
+    jetstream.publish("mail.test", mail.into()).await?.await?;
+    let look = async || streams::count(&jetstream, streams::VERDICTS).await;
+    eventually(SOON, "a verdict", look, |verdicts| *verdicts == 1).await?;
+
+    host.signal(Signal::TERM)?;
+    assert_eq!(host.wait(SOON).await?.code(), Some(0));
+    assert_eq!(std::fs::read_dir(folder.path())?.count(), 0, "the private server's folder is still there");
+    assert!(async_nats::connect(&url).await.is_err(), "the private server still runs");
+    Ok(())
+}
