@@ -14,7 +14,7 @@ use std::borrow::Cow;
 use std::mem;
 
 use crate::queue;
-use crate::words::{Entry, Lexicon, Topic, normal};
+use crate::words::{self, Entry, Lexicon, Topic, normal};
 
 /// The queue of a mail that nothing speaks for.
 pub const DEFAULT_QUEUE: &str = "inbox";
@@ -449,23 +449,20 @@ static DEFAULT_LEXICON: Lexicon = Lexicon::of_sorted(&DEFAULT_TABLE.text, &DEFAU
 static DEFAULT_TABLE: Table = {
     let mut table = Table {
         text: [0; DEFAULT_SIZE.1],
-        entries: [Entry { start: 0, length: 0, topic: Topic::Low }; DEFAULT_SIZE.0],
+        entries: [Entry::new(b"-", 0, 1, Topic::Low); DEFAULT_SIZE.0],
         count: 0,
         bytes: 0,
     };
-    let mut first = 0;
-    while first < 256 {
-        table = table.with(first as u8, URGENT, Topic::Urgent);
-        table = table.with(first as u8, HIGH, Topic::High);
-        table = table.with(first as u8, LOW, Topic::Low);
-        let mut queue = 0;
-        while queue < QUEUES.len() {
-            table = table.with(first as u8, QUEUES[queue].1, Topic::Queue(queue as u8));
-            queue += 1;
-        }
-        first += 1;
+    table = table.with(URGENT, Topic::Urgent);
+    table = table.with(HIGH, Topic::High);
+    table = table.with(LOW, Topic::Low);
+    let mut queue = 0;
+    while queue < QUEUES.len() {
+        table = table.with(QUEUES[queue].1, Topic::Queue(queue as u8));
+        queue += 1;
     }
     assert!(table.count == DEFAULT_SIZE.0 && table.bytes == DEFAULT_SIZE.1);
+    table.entries = words::sort(table.entries);
     table
 };
 
@@ -478,21 +475,16 @@ struct Table {
 }
 
 impl Table {
-    /// Adds those of the words that begin with `first`.
-    const fn with(mut self, first: u8, words: &[&str], topic: Topic) -> Table {
+    const fn with(mut self, words: &[&str], topic: Topic) -> Table {
         let mut word = 0;
         while word < words.len() {
-            let phrase = words[word].as_bytes();
-            if phrase[0] == first {
-                self.entries[self.count] = Entry { start: self.bytes as u32, length: phrase.len() as u16, topic };
-                self.count += 1;
-                let mut byte = 0;
-                while byte < phrase.len() {
-                    self.text[self.bytes] = phrase[byte];
-                    self.bytes += 1;
-                    byte += 1;
-                }
+            let (phrase, start) = (words[word].as_bytes(), self.bytes);
+            while self.bytes - start < phrase.len() {
+                self.text[self.bytes] = phrase[self.bytes - start];
+                self.bytes += 1;
             }
+            self.entries[self.count] = Entry::new(&self.text, start, self.bytes, topic);
+            self.count += 1;
             word += 1;
         }
         self

@@ -29,51 +29,69 @@ pub enum Topic {
 /// A word or phrase to look for, as its place in the text of the lexicon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Where it begins.
-    pub start: u32,
-    /// Its length in bytes.
-    pub length: u16,
-    /// What it speaks for.
-    pub topic: Topic,
+    start: u32,
+    length: u16,
+    bucket: u16,
+    topic: Topic,
 }
 
-/// All words of the rules, arranged by their first byte.
+impl Entry {
+    /// The entry for the bytes of `text` from `start` to its end so far.
+    pub const fn new(text: &[u8], start: usize, end: usize, topic: Topic) -> Entry {
+        let mut word_end = start;
+        while word_end < end && is_word(text[word_end]) {
+            word_end += 1;
+        }
+        let second = if word_end > start + 1 { text[start + 1] } else { 0 };
+        let bucket = bucket(text[start], second, word_end - start) as u16;
+        Entry { start: start as u32, length: (end - start) as u16, bucket, topic }
+    }
+}
+
+/// How many buckets there are: so many that most are empty, and most words of a text find theirs empty.
+const BUCKETS: usize = 1024;
+
+/// The bucket of the entries whose first word begins with these two bytes (0 if there is no second) and has this
+/// length. Upper and lower case differ in none of the bits that are used.
+const fn bucket(first: u8, second: u8, length: usize) -> usize {
+    ((first as usize & 31) * 32 + (second as usize & 31) + length * 131) % BUCKETS
+}
+
+/// All words of the rules, in buckets.
 ///
 /// The default one is made by the compiler, so that looking words up costs an instance nothing to set up. That is
 /// why the words are slices of one text: the compiler cannot fill a table of things that could own memory.
 #[derive(Clone, Debug)]
 pub struct Lexicon {
-    /// All phrases, in lower case, their words separated by single spaces, without anything between two phrases.
+    /// All phrases, see [`normal`], without anything between two of them.
     text: Cow<'static, [u8]>,
+    /// In the order of their buckets.
     entries: Cow<'static, [Entry]>,
-    /// Where the entries of a first byte begin; those of byte `b` are `starts[b]..starts[b + 1]`.
-    starts: [u16; 257],
-    /// For each first byte the set of lengths that a first word has; bit 31 stands for 31 and more. It turns away
-    /// nearly every word of an ordinary text without looking at an entry.
-    lengths: [u32; 256],
+    /// Where the entries of a bucket begin; those of bucket `b` are `starts[b]..starts[b + 1]`.
+    starts: [u16; BUCKETS + 1],
 }
 
 impl Lexicon {
-    /// Arranges entries that are sorted by the first byte of their phrase and point into `text`.
+    /// The lexicon of entries that [`sort`] has put in order and that point into `text`.
     pub const fn of_sorted(text: &'static [u8], entries: &'static [Entry]) -> Lexicon {
-        let (starts, lengths) = arrange(text, entries);
-        Lexicon { text: Cow::Borrowed(text), entries: Cow::Borrowed(entries), starts, lengths }
+        Lexicon { text: Cow::Borrowed(text), entries: Cow::Borrowed(entries), starts: starts(entries) }
     }
 
-    /// Arranges words in any order, none of them empty and at most 65,535 of them.
-    pub fn of<'a>(words: impl IntoIterator<Item = (&'a str, Topic)>) -> Lexicon {
+    /// The lexicon of phrases in any order, as [`normal`] makes them, none empty and at most 65,535 altogether.
+    pub fn of<'a>(phrases: impl IntoIterator<Item = (&'a str, Topic)>) -> Lexicon {
         let mut text = Vec::new();
         let mut entries = Vec::new();
-        for (phrase, topic) in words {
-            entries.push(Entry { start: text.len() as u32, length: phrase.len() as u16, topic });
+        for (phrase, topic) in phrases {
+            let start = text.len();
             text.extend_from_slice(phrase.as_bytes());
+            entries.push(Entry::new(&text, start, text.len(), topic));
         }
-        entries.sort_by_key(|entry| text[entry.start as usize]);
-        let (starts, lengths) = arrange(&text, &entries);
-        Lexicon { text: Cow::Owned(text), entries: Cow::Owned(entries), starts, lengths }
+        entries.sort_by_key(|entry| entry.bucket);
+        let starts = starts(&entries);
+        Lexicon { text: Cow::Owned(text), entries: Cow::Owned(entries), starts }
     }
 
-    /// The phrases with what they speak for, in the order of their first bytes.
+    /// The phrases with what they speak for, in the order of the lexicon.
     pub fn entries(&self) -> impl Iterator<Item = (&[u8], Topic)> {
         self.entries.iter().map(|entry| (self.phrase(entry), entry.topic))
     }
@@ -84,23 +102,54 @@ impl Lexicon {
 
     /// Calls `found` with the index of every entry that occurs in `text`, as often as it occurs.
     pub fn search(&self, text: &[u8], mut found: impl FnMut(usize)) {
-        let mut rest = text;
-        loop {
-            let Some(start) = rest.iter().position(|&byte| is_word(byte)) else { return };
-            rest = &rest[start..];
-            let length = rest.iter().position(|&byte| !is_word(byte)).unwrap_or(rest.len());
-            let first = rest[0].to_ascii_lowercase() as usize;
-            if self.lengths[first] & length_bit(length) != 0 {
-                let candidates = usize::from(self.starts[first])..usize::from(self.starts[first + 1]);
-                for index in candidates {
-                    if starts_with_phrase(rest, self.phrase(&self.entries[index])) {
-                        found(index);
-                    }
+        let mut rest = text.iter();
+        // One step for each word, at its first byte.
+        while let Some(&first) = rest.find(|&&byte| is_word(byte)) {
+            let start = text.len() - rest.len() - 1;
+            let length = 1 + rest.by_ref().take_while(|&&byte| is_word(byte)).count();
+            let second = if length > 1 { text[start + 1] } else { 0 };
+            let bucket = bucket(first, second, length);
+            for index in usize::from(self.starts[bucket])..usize::from(self.starts[bucket + 1]) {
+                if starts_with_phrase(&text[start..], self.phrase(&self.entries[index])) {
+                    found(index);
                 }
             }
-            rest = &rest[length..];
         }
     }
+}
+
+/// Puts entries in the order of their buckets, the earlier of two in the same bucket first.
+pub const fn sort<const N: usize>(mut entries: [Entry; N]) -> [Entry; N] {
+    let mut sorted = 1;
+    while sorted < N {
+        let entry = entries[sorted];
+        let mut place = sorted;
+        while place > 0 && entries[place - 1].bucket > entry.bucket {
+            entries[place] = entries[place - 1];
+            place -= 1;
+        }
+        entries[place] = entry;
+        sorted += 1;
+    }
+    entries
+}
+
+/// Where each bucket begins in sorted entries.
+const fn starts(entries: &[Entry]) -> [u16; BUCKETS + 1] {
+    assert!(entries.len() <= u16::MAX as usize);
+    let mut starts = [0; BUCKETS + 1];
+    let mut index = 0;
+    let mut bucket = 0;
+    while bucket < BUCKETS {
+        starts[bucket] = index as u16;
+        while index < entries.len() && entries[index].bucket as usize == bucket {
+            index += 1;
+        }
+        bucket += 1;
+    }
+    assert!(index == entries.len(), "not sorted");
+    starts[BUCKETS] = index as u16;
+    starts
 }
 
 /// Whether a byte belongs to a word.
@@ -115,35 +164,6 @@ pub const fn is_word(byte: u8) -> bool {
         word
     };
     WORD[byte as usize]
-}
-
-const fn length_bit(length: usize) -> u32 {
-    1 << if length < 31 { length } else { 31 }
-}
-
-/// The starts and lengths of a [`Lexicon`].
-const fn arrange(text: &[u8], entries: &[Entry]) -> ([u16; 257], [u32; 256]) {
-    assert!(entries.len() <= u16::MAX as usize);
-    let mut starts = [0; 257];
-    let mut lengths = [0; 256];
-    let mut index = 0;
-    let mut byte = 0;
-    while byte < 256 {
-        starts[byte] = index as u16;
-        while index < entries.len() && text[entries[index].start as usize] as usize == byte {
-            let Entry { start, length, .. } = entries[index];
-            let mut word = 0;
-            while word < length as usize && text[start as usize + word] != b' ' {
-                word += 1;
-            }
-            lengths[byte] |= length_bit(word);
-            index += 1;
-        }
-        byte += 1;
-    }
-    assert!(index == entries.len(), "not sorted by the first byte");
-    starts[256] = index as u16;
-    (starts, lengths)
 }
 
 /// Whether `text`, which begins with a word, begins with the words of `phrase`.

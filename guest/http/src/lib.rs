@@ -7,6 +7,9 @@
 //!
 //! Plain `wasmtime serve` provides no `wasi:config`; the configuration comes from the query string instead, which
 //! also lets one try a rule without starting anything again.
+//!
+//! It is built for `wasm32-unknown-unknown`, as the lean face is. On `wasm32-wasip2` the standard library imports
+//! `wasi:cli/environment`, which plain `wasmtime serve` does not provide either.
 
 use std::io;
 
