@@ -1,15 +1,17 @@
 //! Connecting to NATS: the options every command shares, and errors that say what to do about them.
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use async_nats::jetstream::context::{AccountErrorKind, ContextBuilder};
+use async_nats::jetstream::context::{ContextBuilder, RequestErrorKind};
+use async_nats::jetstream::response::Response;
 use async_nats::jetstream::{Context, ErrorCode};
 use async_nats::rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use async_nats::{Auth, AuthError, Client, ConnectErrorKind, ConnectOptions, Event, ReconnectToServer};
 use async_nats::{ServerAddr, ServerError, rustls};
+use serde_json::{Value, json};
 use std::error::Error;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -95,11 +97,11 @@ pub struct NatsArgs {
     pub nkey_file: Option<PathBuf>,
 
     /// Refuse a connection that is not encrypted; any other --tls flag implies it
-    #[arg(long, env = "MAILROOM_TLS")]
+    #[arg(long, env = "MAILROOM_TLS", value_parser = clap::builder::BoolishValueParser::new())]
     pub tls: bool,
 
     /// Start TLS before the server says anything, for servers with `handshake_first`
-    #[arg(long, env = "MAILROOM_TLS_FIRST")]
+    #[arg(long, env = "MAILROOM_TLS_FIRST", value_parser = clap::builder::BoolishValueParser::new())]
     pub tls_first: bool,
 
     /// Trust only the certificate authorities in this PEM file, instead of the system's
@@ -441,6 +443,14 @@ pub fn refusal(event: &Event) -> Option<String> {
     }
 }
 
+/// Tells the user of a command on a terminal that the server does not allow what was asked: see [`refusal`].
+pub(crate) fn warn_if_refused(event: Event) {
+    if let Some(reason) = refusal(&event) {
+        // Without a standard error there is nobody to tell.
+        let _ = writeln!(io::stderr(), "warning: the server refuses: {reason}");
+    }
+}
+
 fn is_refusal(err: &ServerError) -> bool {
     const REFUSALS: [&str; 6] = [
         "authorization violation",
@@ -462,14 +472,10 @@ fn is_refusal(err: &ServerError) -> bool {
 /// # Errors
 /// A server or an account without JetStream, no permission, no answer; each with its remedy.
 pub async fn check_jetstream(jetstream: &Context) -> Result<()> {
-    let Err(err) = jetstream.query_account().await else { return Ok(()) };
-    Err(match err.kind() {
-        // Nobody listens on the API's subjects: either the server or this domain has none.
-        AccountErrorKind::JetStreamUnavailable => anyhow!(
-            "the NATS server has no JetStream; start it with `nats-server -js`, or look at --js-domain and \
-             --js-api-prefix"
-        ),
-        AccountErrorKind::JetStream(err) => match err.error_code() {
+    // Not `query_account`: it cannot read the answer of a 2.9 server.
+    match jetstream.request("INFO", &json!({})).await {
+        Ok(Response::Ok::<Value>(_)) => Ok(()),
+        Ok(Response::Err { error }) => Err(match error.error_code() {
             ErrorCode::JETSTREAM_NOT_ENABLED => {
                 anyhow!("the NATS server has no JetStream; start it with `nats-server -js`")
             }
@@ -477,14 +483,21 @@ pub async fn check_jetstream(jetstream: &Context) -> Result<()> {
                 "JetStream is not enabled for this account; enable it in the server's configuration \
                  (`jetstream: enabled` in the account) or log in to another one"
             ),
-            _ => anyhow!("ask JetStream about this account: {err}"),
-        },
-        AccountErrorKind::TimedOut => anyhow!(
-            "no answer from JetStream; if the server runs, this user may lack permission to publish to \
-             `$JS.API.>` or to subscribe to its inbox (see --inbox-prefix)"
-        ),
-        AccountErrorKind::Other => anyhow!("ask JetStream about this account: {}", innermost(&err)),
-    })
+            _ => anyhow!("ask JetStream about this account: {error}"),
+        }),
+        Err(err) => Err(match err.kind() {
+            // Nobody listens on the API's subjects: either the server or this domain has none.
+            RequestErrorKind::NoResponders => anyhow!(
+                "the NATS server has no JetStream; start it with `nats-server -js`, or look at --js-domain and \
+                 --js-api-prefix"
+            ),
+            RequestErrorKind::TimedOut => anyhow!(
+                "no answer from JetStream; if the server runs, this user may lack permission to publish to \
+                 `$JS.API.>` or to subscribe to its inbox (see --inbox-prefix)"
+            ),
+            _ => anyhow!("ask JetStream about this account: {}", innermost(&err)),
+        }),
+    }
 }
 
 /// Who we are to the server.
@@ -684,7 +697,7 @@ fn random() -> u64 {
 }
 
 /// The text of the error at the bottom of the chain: what happened, without the layers that passed it on.
-fn innermost(err: &(dyn Error + 'static)) -> String {
+pub(crate) fn innermost(err: &(dyn Error + 'static)) -> String {
     let mut err = err;
     while let Some(source) = err.source() {
         err = source;
@@ -693,7 +706,7 @@ fn innermost(err: &(dyn Error + 'static)) -> String {
 }
 
 /// The first error of type `T` in the chain, also inside an [`io::Error`], which hides it from `source`.
-fn find<'a, T: Error + 'static>(err: &'a (dyn Error + 'static)) -> Option<&'a T> {
+pub(crate) fn find<'a, T: Error + 'static>(err: &'a (dyn Error + 'static)) -> Option<&'a T> {
     let mut next = Some(err);
     while let Some(err) = next {
         if let Some(found) = err.downcast_ref::<T>() {
