@@ -6,5 +6,7 @@ pub mod mails;
 pub mod names;
 pub mod nats;
 pub mod provision;
+pub mod publish;
+pub mod verdicts;
 
 pub use cli::Cli;
