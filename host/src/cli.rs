@@ -1,8 +1,10 @@
 //! The command line as typed. Each command's own arguments stand in the module that carries it out.
 
 use crate::provision::ProvisionArgs;
-use crate::run::{RunArgs, run};
-use crate::triage::{TriageArgs, triage};
+use crate::publish::PublishArgs;
+use crate::run::RunArgs;
+use crate::triage::TriageArgs;
+use crate::verdicts::VerdictsArgs;
 use anyhow::{Context as _, Result};
 use clap::{CommandFactory, Parser, Subcommand};
 use std::io::{self, Write as _};
@@ -24,14 +26,20 @@ enum Command {
     /// Create or check the streams, the consumer and the key-value bucket
     Provision(Box<ProvisionArgs>),
 
+    /// Put mails from files, mbox files, Maildirs or standard input into the stream
+    Publish(Box<PublishArgs>),
+
+    /// Print the stored verdicts
+    Verdicts(Box<VerdictsArgs>),
+
     /// Print the verdicts on mails from disk, without NATS
-    Triage(TriageArgs),
+    Triage(Box<TriageArgs>),
 
     /// Compile a component to machine code, or make a component of a core module
     #[cfg(feature = "compile")]
     Compile(crate::component::CompileArgs),
 
-    /// Show what a component imports, exports and would need to be granted
+    /// Show what a component imports and exports, and what it would need to be granted
     #[cfg(feature = "compile")]
     Inspect(crate::component::InspectArgs),
 
@@ -43,19 +51,37 @@ enum Command {
 }
 
 impl Cli {
+    /// Reads the process's arguments and environment; prints help or an error and ends the process if that is all
+    /// there is to do.
+    ///
+    /// `host publish` ends with 64 then, which mail servers know as a wrong command line, all others with 2.
+    pub fn from_command_line() -> Self {
+        Self::try_parse().unwrap_or_else(|err| {
+            // Without a terminal or a reader there is nobody to tell.
+            let _ = err.print();
+            let is_publish = std::env::args_os().nth(1).is_some_and(|command| command == "publish");
+            std::process::exit(match err.exit_code() {
+                2 if is_publish => 64,
+                code => code,
+            })
+        })
+    }
+
     /// Carries out the command.
     ///
     /// # Errors
     /// Whatever kept the command from its work, with the remedy where there is one.
     pub fn execute(self) -> Result<ExitCode> {
         match self.command {
-            Command::Run(args) => run(*args),
+            Command::Run(args) => args.execute(),
             Command::Provision(args) => runtime()?.block_on(args.execute()),
-            Command::Triage(args) => triage(&args),
+            Command::Publish(args) => Ok(runtime()?.block_on(args.execute())),
+            Command::Verdicts(args) => runtime()?.block_on(args.execute()),
+            Command::Triage(args) => args.execute(),
             #[cfg(feature = "compile")]
-            Command::Compile(args) => crate::component::compile(&args),
+            Command::Compile(args) => args.execute(),
             #[cfg(feature = "compile")]
-            Command::Inspect(args) => crate::component::inspect(&args),
+            Command::Inspect(args) => args.execute(),
             Command::Completions { shell } => {
                 let mut script = Vec::new();
                 clap_complete::generate(shell, &mut Self::command(), "host", &mut script);

@@ -134,7 +134,7 @@ fn format_digest(hash: &[u8]) -> String {
 }
 
 #[cfg(feature = "compile")]
-pub use compiling::{CompileArgs, InspectArgs, compile, inspect};
+pub use compiling::{CompileArgs, InspectArgs};
 
 #[cfg(feature = "compile")]
 mod compiling {
@@ -180,22 +180,26 @@ mod compiling {
         json: bool,
     }
 
-    /// Carries out `host compile`.
-    ///
-    /// # Errors
-    /// An input that is no component and cannot be made one; an output that cannot be written.
-    pub fn compile(args: &CompileArgs) -> Result<ExitCode> {
-        let output = args.output.clone().unwrap_or_else(|| args.input.with_extension("cwasm"));
-        let component = read_component(&args.input)?;
-        let bytes = match output.extension().and_then(|extension| extension.to_str()) {
-            Some("cwasm") => machine_code(&component, args.cpu)
-                .with_context(|| format!("{}: is no valid component", args.input.display()))?,
-            Some("wasm") => component.clone().into_owned(),
-            _ => bail!("output {}: ends neither in .cwasm (machine code) nor in .wasm (component)", output.display()),
-        };
-        write_atomically(&output, &bytes).with_context(|| format!("write {}", output.display()))?;
-        eprintln!("{}: {} bytes, from {}", output.display(), bytes.len(), digest(&component));
-        Ok(ExitCode::SUCCESS)
+    impl CompileArgs {
+        /// Carries out `host compile`.
+        ///
+        /// # Errors
+        /// An input that is no component and cannot be made one; an output that cannot be written.
+        pub fn execute(&self) -> Result<ExitCode> {
+            let output = self.output.clone().unwrap_or_else(|| self.input.with_extension("cwasm"));
+            let component = read_component(&self.input)?;
+            let bytes = match output.extension().and_then(|extension| extension.to_str()) {
+                Some("cwasm") => machine_code(&component, self.cpu)
+                    .with_context(|| format!("{}: is no valid component", self.input.display()))?,
+                Some("wasm") => component.clone().into_owned(),
+                _ => {
+                    bail!("output {}: ends neither in .cwasm (machine code) nor in .wasm (component)", output.display())
+                }
+            };
+            write_atomically(&output, &bytes).with_context(|| format!("write {}", output.display()))?;
+            eprintln!("{}: {} bytes, from {}", output.display(), bytes.len(), digest(&component));
+            Ok(ExitCode::SUCCESS)
+        }
     }
 
     fn machine_code(component: &[u8], cpu: Cpu) -> Result<Vec<u8>> {
@@ -270,59 +274,61 @@ mod compiling {
         }
     }
 
-    /// Carries out `host inspect`.
-    ///
-    /// # Errors
-    /// A file that cannot be read or holds no component.
-    pub fn inspect(args: &InspectArgs) -> Result<ExitCode> {
-        let path = &args.file;
-        let bytes = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
-        let kind = Kind::of(&bytes);
-        let (interfaces, digest) = if kind == Kind::Compiled {
-            let engine = Engine::new(&crate::engine::config())?;
-            let loaded = load(&engine, path)?;
-            let kind = loaded.component.component_type();
-            let imports = kind.imports(&engine).map(|(name, _)| name.to_string()).collect();
-            let exports = kind.exports(&engine).map(|(name, _)| name.to_string()).collect();
-            (Interfaces { imports, exports, wit: String::new() }, loaded.digest)
-        } else {
-            let component = read_component(path)?;
-            (Interfaces::of(&component).with_context(|| path.display().to_string())?, digest(&component))
-        };
-        let mut out = std::io::stdout().lock();
-        if args.wit {
-            if kind == Kind::Compiled {
-                bail!("{}: a .cwasm carries no WIT; inspect the .wasm it was made from", path.display());
+    impl InspectArgs {
+        /// Carries out `host inspect`.
+        ///
+        /// # Errors
+        /// A file that cannot be read or holds no component.
+        pub fn execute(&self) -> Result<ExitCode> {
+            let path = &self.file;
+            let bytes = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
+            let kind = Kind::of(&bytes);
+            let (interfaces, digest) = if kind == Kind::Compiled {
+                let engine = Engine::new(&crate::engine::config())?;
+                let loaded = load(&engine, path)?;
+                let kind = loaded.component.component_type();
+                let imports = kind.imports(&engine).map(|(name, _)| name.to_string()).collect();
+                let exports = kind.exports(&engine).map(|(name, _)| name.to_string()).collect();
+                (Interfaces { imports, exports, wit: String::new() }, loaded.digest)
+            } else {
+                let component = read_component(path)?;
+                (Interfaces::of(&component).with_context(|| path.display().to_string())?, digest(&component))
+            };
+            let mut out = std::io::stdout().lock();
+            if self.wit {
+                if kind == Kind::Compiled {
+                    bail!("{}: a .cwasm carries no WIT; inspect the .wasm it was made from", path.display());
+                }
+                write!(out, "{}", interfaces.wit)?;
+                return Ok(ExitCode::SUCCESS);
             }
-            write!(out, "{}", interfaces.wit)?;
-            return Ok(ExitCode::SUCCESS);
+            let guest = interfaces.exports.iter().any(|export| export == HANDLER);
+            if self.json {
+                let imports: Vec<_> = interfaces
+                    .imports
+                    .iter()
+                    .map(|import| serde_json::json!({ "name": import, "state": provided(import) }))
+                    .collect();
+                let report = serde_json::json!({
+                    "file": path, "kind": kind.to_string(), "bytes": bytes.len(), "digest": digest,
+                    "imports": imports, "exports": interfaces.exports, "guest": guest,
+                });
+                writeln!(out, "{report:#}")?;
+                return Ok(ExitCode::SUCCESS);
+            }
+            writeln!(out, "file     {}", path.display())?;
+            writeln!(out, "kind     {kind}, {} bytes", bytes.len())?;
+            writeln!(out, "digest   {digest}")?;
+            let answer = if guest { "yes: it exports" } else { "no: it does not export" };
+            writeln!(out, "guest    {answer} {HANDLER}")?;
+            for export in &interfaces.exports {
+                writeln!(out, "export   {export}")?;
+            }
+            for import in &interfaces.imports {
+                writeln!(out, "import   {import}  ({})", provided(import))?;
+            }
+            Ok(ExitCode::SUCCESS)
         }
-        let guest = interfaces.exports.iter().any(|export| export == HANDLER);
-        if args.json {
-            let imports: Vec<_> = interfaces
-                .imports
-                .iter()
-                .map(|import| serde_json::json!({ "name": import, "state": provided(import) }))
-                .collect();
-            let report = serde_json::json!({
-                "file": path, "kind": kind.to_string(), "bytes": bytes.len(), "digest": digest,
-                "imports": imports, "exports": interfaces.exports, "guest": guest,
-            });
-            writeln!(out, "{report:#}")?;
-            return Ok(ExitCode::SUCCESS);
-        }
-        writeln!(out, "file     {}", path.display())?;
-        writeln!(out, "kind     {kind}, {} bytes", bytes.len())?;
-        writeln!(out, "digest   {digest}")?;
-        let answer = if guest { "yes: it exports" } else { "no: it does not export" };
-        writeln!(out, "guest    {answer} {HANDLER}")?;
-        for export in &interfaces.exports {
-            writeln!(out, "export   {export}")?;
-        }
-        for import in &interfaces.imports {
-            writeln!(out, "import   {import}  ({})", provided(import))?;
-        }
-        Ok(ExitCode::SUCCESS)
     }
 }
 

@@ -27,6 +27,8 @@ mod nats;
 mod dev;
 mod mails;
 mod provision;
+mod publish;
 mod triage;
+mod verdicts;
 
 pub use cli::Cli;

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use std::error::Error;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -97,11 +97,11 @@ pub struct NatsArgs {
     pub nkey_file: Option<PathBuf>,
 
     /// Refuse a connection that is not encrypted; any other --tls flag implies it
-    #[arg(long, env = "MAILROOM_TLS")]
+    #[arg(long, env = "MAILROOM_TLS", value_parser = clap::builder::BoolishValueParser::new())]
     pub tls: bool,
 
     /// Start TLS before the server says anything, for servers with `handshake_first`
-    #[arg(long, env = "MAILROOM_TLS_FIRST")]
+    #[arg(long, env = "MAILROOM_TLS_FIRST", value_parser = clap::builder::BoolishValueParser::new())]
     pub tls_first: bool,
 
     /// Trust only the certificate authorities in this PEM file, instead of the system's
@@ -448,6 +448,14 @@ pub fn refusal(event: &Event) -> Option<String> {
     }
 }
 
+/// Tells the user of a command on a terminal that the server does not allow what was asked: see [`refusal`].
+pub(crate) fn warn_if_refused(event: Event) {
+    if let Some(reason) = refusal(&event) {
+        // Without a standard error there is nobody to tell.
+        let _ = writeln!(io::stderr(), "warning: the server refuses: {reason}");
+    }
+}
+
 fn is_refusal(err: &ServerError) -> bool {
     const REFUSALS: [&str; 6] = [
         "authorization violation",
@@ -694,7 +702,7 @@ fn random() -> u64 {
 }
 
 /// The text of the error at the bottom of the chain: what happened, without the layers that passed it on.
-fn innermost(err: &(dyn Error + 'static)) -> String {
+pub(crate) fn innermost(err: &(dyn Error + 'static)) -> String {
     let mut err = err;
     while let Some(source) = err.source() {
         err = source;
@@ -703,7 +711,7 @@ fn innermost(err: &(dyn Error + 'static)) -> String {
 }
 
 /// The first error of type `T` in the chain, also inside an [`io::Error`], which hides it from `source`.
-fn find<'a, T: Error + 'static>(err: &'a (dyn Error + 'static)) -> Option<&'a T> {
+pub(crate) fn find<'a, T: Error + 'static>(err: &'a (dyn Error + 'static)) -> Option<&'a T> {
     let mut next = Some(err);
     while let Some(err) = next {
         if let Some(found) = err.downcast_ref::<T>() {

@@ -4,7 +4,7 @@
 //! has never heard of survives an update.
 
 use crate::names::{NameArgs, Names, check_name, check_pattern, overlap};
-use crate::nats::{NatsArgs, check_jetstream};
+use crate::nats::{NatsArgs, check_jetstream, warn_if_refused};
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use async_nats::jetstream::response::Response;
 use async_nats::jetstream::stream::{DiscardPolicy, RetentionPolicy};
@@ -357,7 +357,7 @@ impl ProvisionArgs {
             (_, true) => Mode::Update,
             _ => Mode::Create,
         };
-        let client = nats.connect("mailroom provision", |_| {}).await?;
+        let client = nats.connect("mailroom provision", warn_if_refused).await?;
         let jetstream = nats.jetstream(client, REQUEST_TIMEOUT);
         let report = provision(&jetstream, &layout, mode).await?;
         let text = if self.json { serde_json::to_string(&report)? + "\n" } else { report.to_string() };

@@ -182,6 +182,36 @@ struct Config {
 }
 
 impl RunArgs {
+    /// Carries out `host run`: returns when the host has drained.
+    ///
+    /// # Errors
+    /// Anything wrong with the configuration, the component or the server's streams, with the remedy.
+    pub fn execute(self) -> Result<ExitCode> {
+        let _log = self.log.start()?;
+        let (dev, nats_server) = (self.dev, self.nats_server.clone());
+        let mut config = self.resolve()?;
+        let engine = pool::engine(&config.limits)?;
+        let loaded = load(&engine, &config.component)?;
+        let guest = Arc::new(Guest::new(&engine, loaded, config.configuration.clone(), config.limits.clone())?);
+
+        // Before anything else runs: a signal that comes early has to find its handler.
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+        let _entered = runtime.enter();
+        let mut signals = Signals::new()?;
+
+        let server = dev.then(|| DevServer::start(nats_server.as_deref())).transpose()?;
+        if let Some(server) = &server {
+            config.nats = Nats::at(server.url())?;
+            runtime.block_on(provision_privately(&config.nats, config.names.clone()))?;
+            tracing::info!(server = server.url(), "private nats-server is up and provisioned");
+            tracing::info!("try it: host publish --server {} MAIL.eml", server.url());
+            tracing::info!("and see: host verdicts --server {} --follow", server.url());
+        }
+        runtime.block_on(serve(config, guest, &mut signals))?;
+        Ok(ExitCode::SUCCESS)
+    }
+
     fn resolve(self) -> Result<Config> {
         let shards = match self.shards {
             Some(shards) => shards,
@@ -231,35 +261,6 @@ impl RunArgs {
             names: self.names.resolve()?,
         })
     }
-}
-
-/// Carries out `host run`: returns when the host has drained.
-///
-/// # Errors
-/// Anything wrong with the configuration, the component or the server's streams, with the remedy.
-pub fn run(args: RunArgs) -> Result<ExitCode> {
-    let _log = args.log.start()?;
-    let (dev, nats_server) = (args.dev, args.nats_server.clone());
-    let mut config = args.resolve()?;
-    let engine = pool::engine(&config.limits)?;
-    let loaded = load(&engine, &config.component)?;
-    let guest = Arc::new(Guest::new(&engine, loaded, config.configuration.clone(), config.limits.clone())?);
-
-    // Before anything else runs: a signal that comes early has to find its handler.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
-    let _entered = runtime.enter();
-    let mut signals = Signals::new()?;
-
-    let server = dev.then(|| DevServer::start(nats_server.as_deref())).transpose()?;
-    if let Some(server) = &server {
-        config.nats = Nats::at(server.url())?;
-        runtime.block_on(provision_privately(&config.nats, config.names.clone()))?;
-        tracing::info!(server = server.url(), "private nats-server is up and provisioned");
-        tracing::info!("try it: host publish --server {} MAIL.eml", server.url());
-        tracing::info!("and see: host verdicts --server {} --follow", server.url());
-    }
-    runtime.block_on(serve(config, guest, &mut signals))?;
-    Ok(ExitCode::SUCCESS)
 }
 
 async fn serve(config: Config, guest: Arc<Guest>, signals: &mut Signals) -> Result<()> {

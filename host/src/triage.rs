@@ -48,48 +48,51 @@ pub struct TriageArgs {
     log: LogArgs,
 }
 
-/// Carries out `host triage`.
-///
-/// # Errors
-/// A component that is no guest, or output that cannot be written. A mail without a verdict is no error: it is
-/// reported on standard error, and the exit code is 1.
-pub fn triage(args: &TriageArgs) -> Result<ExitCode> {
-    let _log = args.log.start()?;
-    let (configuration, limits) = args.guest.resolve(1)?;
-    let engine = pool::engine(&limits)?;
-    let guest = Guest::new(&engine, load(&engine, &args.component)?, configuration, limits)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+impl TriageArgs {
+    /// Carries out `host triage`.
+    ///
+    /// # Errors
+    /// A component that is no guest, or output that cannot be written. A mail without a verdict is no error: it is
+    /// reported on standard error, and the exit code is 1.
+    pub fn execute(&self) -> Result<ExitCode> {
+        let _log = self.log.start()?;
+        let (configuration, limits) = self.guest.resolve(1)?;
+        let engine = pool::engine(&limits)?;
+        let guest = Guest::new(&engine, load(&engine, &self.component)?, configuration, limits)?;
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
 
-    let mut out = std::io::stdout().lock();
-    let json = args.json || !out.is_terminal();
-    let mut complete = true;
-    for (number, mail) in (1..).zip(mails(&args.files, args.format)) {
-        let (name, outcome) = match mail {
-            Ok(Mail { name, data }) => {
-                let run = runtime.block_on(guest.triage(&message(number, data)));
-                (name, run.outcome.map_err(|failure| explain(&failure)))
+        let mut out = std::io::stdout().lock();
+        let json = self.json || !out.is_terminal();
+        let mut complete = true;
+        for (number, mail) in (1..).zip(mails(&self.files, self.format)) {
+            let (name, outcome) = match mail {
+                Ok(Mail { name, data }) => {
+                    let run = runtime.block_on(guest.triage(&message(number, data)));
+                    (name, run.outcome.map_err(|failure| explain(&failure)))
+                }
+                Err(err) => (String::new(), Err(format!("{err:#}"))),
+            };
+            if let Err(failure) = &outcome {
+                complete = false;
+                if name.is_empty() { eprintln!("error: {failure}") } else { eprintln!("error: {name}: {failure}") }
             }
-            Err(err) => (String::new(), Err(format!("{err:#}"))),
-        };
-        if let Err(failure) = &outcome {
-            complete = false;
-            if name.is_empty() { eprintln!("error: {failure}") } else { eprintln!("error: {name}: {failure}") }
-        }
-        let written = match (&outcome, json) {
-            (Ok(verdict), true) if args.names => {
-                writeln!(out, "{}", json!({ "mail": name, "verdict": JsonVerdict::from(verdict) }))
+            let written = match (&outcome, json) {
+                (Ok(verdict), true) if self.names => {
+                    writeln!(out, "{}", json!({ "mail": name, "verdict": JsonVerdict::from(verdict) }))
+                }
+                (Err(failure), true) if self.names => writeln!(out, "{}", json!({ "mail": name, "failure": failure })),
+                (Ok(verdict), true) => out.write_all(&verdict.to_json()).and_then(|()| writeln!(out)),
+                (Ok(verdict), false) => show(&mut out, &name, verdict),
+                (Err(_), _) => Ok(()),
+            };
+            match written {
+                Err(err) if err.kind() == std::io::ErrorKind::BrokenPipe => break,
+                written => written.context("write to standard output")?,
             }
-            (Err(failure), true) if args.names => writeln!(out, "{}", json!({ "mail": name, "failure": failure })),
-            (Ok(verdict), true) => out.write_all(&verdict.to_json()).and_then(|()| writeln!(out)),
-            (Ok(verdict), false) => show(&mut out, &name, verdict),
-            (Err(_), _) => Ok(()),
-        };
-        match written {
-            Err(err) if err.kind() == std::io::ErrorKind::BrokenPipe => break,
-            written => written.context("write to standard output")?,
         }
+        Ok(if complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
-    Ok(if complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The mail as a message that came from no stream.

@@ -27,7 +27,17 @@ async fn a_redelivered_message_keeps_its_first_verdict() -> Result<()> {
     let bed = Bed::provisioned(&["--duplicate-window", "100ms"]).await?;
     bed.tell(["alternate"]).await?;
     // What a host does that dies too early: fetch, store the verdict, and no more.
-    let first = bed.consumer().await?.batch().max_messages(1).expires(SOON).messages().await?.next().await.context("a delivery")?;
+    let first = bed
+        .consumer()
+        .await?
+        .batch()
+        .max_messages(1)
+        .expires(SOON)
+        .messages()
+        .await?
+        .next()
+        .await
+        .context("a delivery")?;
     let delivery = first.map_err(|err| anyhow::anyhow!(err))?;
     let created = bed.jetstream.get_stream(streams::MAIL).await?.cached_info().created.unix_timestamp();
     let id = format!("MAIL:{created}:triage:1");
@@ -73,7 +83,17 @@ async fn the_grace_period_bounds_the_drain() -> Result<()> {
     eventually(SOON, "the guest runs", look, |slots| *slots == Some(1.0)).await?;
     assert_eq!(host.stop(Duration::from_secs(10)).await?.code(), Some(0));
     // It is delivered again at once, as its second delivery.
-    let again = bed.consumer().await?.batch().max_messages(1).expires(SOON).messages().await?.next().await.context("a delivery")?;
+    let again = bed
+        .consumer()
+        .await?
+        .batch()
+        .max_messages(1)
+        .expires(SOON)
+        .messages()
+        .await?
+        .next()
+        .await
+        .context("a delivery")?;
     let again = again.map_err(|err| anyhow::anyhow!(err))?;
     assert_eq!(again.info().map_err(|err| anyhow::anyhow!(err))?.delivered, 2);
     Ok(())
@@ -154,7 +174,9 @@ async fn two_hosts_share_a_consumer() -> Result<()> {
     bed.one_verdict_each(3000).await?;
     let look = async || {
         let labels = [("outcome", "verdict")];
-        let shares = [&first, &second].map(async |host| host.metrics().await?.get("mailroom_messages_total", &labels).context("no verdict counted"));
+        let shares = [&first, &second].map(async |host| {
+            host.metrics().await?.get("mailroom_messages_total", &labels).context("no verdict counted")
+        });
         let [one, other] = shares;
         Ok((one.await?, other.await?))
     };

@@ -182,7 +182,8 @@ async fn a_slow_guest_does_not_hold_up_its_neighbours() -> Result<()> {
     bed.tell(["spin 700", "sleep 800"].into_iter().chain(std::iter::repeat_n("verdict quick", 50))).await?;
     let _host = bed.actor(&["--shards", "1", "--deadline", "10s"]).await?;
     let verdicts = bed.verdicts(52).await?;
-    let queues: Vec<String> = verdicts.iter().map(|verdict| Ok(verdict.json()?["queue"].to_string())).collect::<Result<_>>()?;
+    let queues: Vec<String> =
+        verdicts.iter().map(|verdict| Ok(verdict.json()?["queue"].to_string())).collect::<Result<_>>()?;
     assert!(queues[..50].iter().all(|queue| queue == "\"quick\""), "{queues:?}");
     bed.one_verdict_each(52).await
 }
