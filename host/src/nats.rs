@@ -1,19 +1,21 @@
 //! Connecting to NATS: the options every command shares, and errors that say what to do about them.
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use async_nats::jetstream::context::{AccountErrorKind, ContextBuilder};
+use async_nats::jetstream::context::{ContextBuilder, RequestErrorKind};
+use async_nats::jetstream::response::Response;
 use async_nats::jetstream::{Context, ErrorCode};
 use async_nats::rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use async_nats::{Auth, AuthError, Client, ConnectErrorKind, ConnectOptions, Event, ReconnectToServer};
 use async_nats::{ServerAddr, ServerError, rustls};
+use serde_json::{Value, json};
 use std::error::Error;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// How long one attempt to reach one server may take, TLS and authentication included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -21,6 +23,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(5);
 /// The pause after the first attempt that failed on every server; it doubles from there.
 const RECONNECT_DELAY_FIRST: Duration = Duration::from_millis(50);
+/// A connection that ends sooner than this counts as another failed attempt.
+const SHORT_LIVED: Duration = Duration::from_secs(10);
 /// Commands (publish, subscribe, …) that wait for the connection before a caller has to wait.
 const CLIENT_CAPACITY: usize = 8192;
 /// Messages a subscription holds for a slow reader before async-nats drops them.
@@ -95,11 +99,11 @@ pub struct NatsArgs {
     pub nkey_file: Option<PathBuf>,
 
     /// Refuse a connection that is not encrypted; any other --tls flag implies it
-    #[arg(long, env = "MAILROOM_TLS")]
+    #[arg(long, env = "MAILROOM_TLS", value_parser = clap::builder::BoolishValueParser::new())]
     pub tls: bool,
 
     /// Start TLS before the server says anything, for servers with `handshake_first`
-    #[arg(long, env = "MAILROOM_TLS_FIRST")]
+    #[arg(long, env = "MAILROOM_TLS_FIRST", value_parser = clap::builder::BoolishValueParser::new())]
     pub tls_first: bool,
 
     /// Trust only the certificate authorities in this PEM file, instead of the system's
@@ -202,9 +206,7 @@ impl NatsArgs {
         }
         let client = self.tls_cert.zip(self.tls_key);
         if let Some((certificate, key)) = &client {
-            CertificateDer::from_pem_file(certificate)
-                .map_err(|err| anyhow!("read --tls-cert {}: {err}", certificate.display()))?;
-            PrivateKeyDer::from_pem_file(key).map_err(|err| anyhow!("read --tls-key {}: {err}", key.display()))?;
+            check_pair(certificate, key)?;
         }
 
         let api = match (self.js_domain, self.js_api_prefix) {
@@ -344,6 +346,8 @@ impl Nats {
         let server_count = self.servers.len();
         let first = Arc::new(AtomicBool::new(true));
         let target = server.clone();
+        let flapping = Arc::new(Flapping::default());
+        let connected = Arc::clone(&flapping);
         let mut options = ConnectOptions::with_auth_callback(move |nonce| {
             let auth = login.auth(&nonce).map_err(|err| AuthError::new(format!("{err:#}")));
             std::future::ready(auth)
@@ -360,8 +364,14 @@ impl Nats {
             let choice = first.then(|| ReconnectToServer { addr: target.clone(), delay: Some(Duration::ZERO) });
             std::future::ready(choice)
         })
-        .reconnect_delay_callback(move |attempts| reconnect_delay(attempts, server_count, random()))
+        .reconnect_delay_callback(move |attempts| {
+            let short_lives = flapping.count(attempts);
+            reconnect_delay(short_lives * server_count + attempts, server_count, random())
+        })
         .event_callback(move |event| {
+            if event == Event::Connected {
+                connected.connected();
+            }
             on_event(event);
             std::future::ready(())
         });
@@ -392,6 +402,10 @@ impl Nats {
         ContextBuilder::new().timeout(timeout).api_prefix(self.api.clone()).build(client)
     }
 
+    fn tls_first_hint(&self) -> &'static str {
+        if self.tls_first { "" } else { "; if the server wants TLS first, add --tls-first" }
+    }
+
     /// Turns what async-nats says into whether it is worth another attempt, and what to look at if not.
     fn explain(&self, server: &ServerAddr, err: &async_nats::ConnectError) -> ConnectError {
         let url = shown(server);
@@ -402,10 +416,9 @@ impl Nats {
             ConnectErrorKind::Authentication | ConnectErrorKind::ServerParse | ConnectErrorKind::Tls => {
                 refused(innermost(err))
             }
-            ConnectErrorKind::TimedOut => away(format!(
-                "no answer within {} s; if the server wants TLS first, add --tls-first",
-                CONNECT_TIMEOUT.as_secs()
-            )),
+            ConnectErrorKind::TimedOut => {
+                away(format!("no answer within {} s{}", CONNECT_TIMEOUT.as_secs(), self.tls_first_hint()))
+            }
             ConnectErrorKind::Dns => away(format!("cannot find {}: {}", server.host(), innermost(err))),
             ConnectErrorKind::MaxReconnects => away(err.to_string()),
             ConnectErrorKind::Io => {
@@ -413,9 +426,14 @@ impl Nats {
                     return refused(explain_tls(tls, self.tls_client.is_some()));
                 }
                 match find::<ServerError>(err) {
-                    Some(err) if is_refusal(err) => refused(format!("{err}; {}", self.login.flags())),
-                    Some(err) => away(err.to_string()),
-                    None => away(innermost(err)),
+                    Some(err) if is_refusal(err) => refused(format!("{}; {}", plain(err), self.login.flags())),
+                    Some(err) => away(plain(err)),
+                    None => {
+                        let reason = innermost(err);
+                        // A server that waits for TLS hangs up in the end instead of introducing itself.
+                        let hint = if reason.contains("expected INFO") { self.tls_first_hint() } else { "" };
+                        away(reason + hint)
+                    }
                 }
             }
         }
@@ -430,7 +448,7 @@ impl Nats {
 /// just times out.
 pub fn refusal(event: &Event) -> Option<String> {
     match event {
-        Event::ServerError(err) if is_refusal(err) => Some(err.to_string()),
+        Event::ServerError(err) if is_refusal(err) => Some(plain(err)),
         Event::ClientError(async_nats::ClientError::Other(text))
             if *text == ConnectErrorKind::AuthorizationViolation.to_string()
                 || *text == ConnectErrorKind::Authentication.to_string() =>
@@ -439,6 +457,27 @@ pub fn refusal(event: &Event) -> Option<String> {
         }
         _ => None,
     }
+}
+
+/// Tells the user of a command on a terminal that the server does not allow what was asked: see [`refusal`].
+/// The same reason is not told twice in a row.
+pub(crate) fn warn_if_refused() -> impl Fn(Event) + Clone + Send + Sync + 'static {
+    let last = Arc::new(Mutex::new(String::new()));
+    move |event| {
+        let Some(reason) = refusal(&event) else { return };
+        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+        if *last != reason {
+            // Without a standard error there is nobody to tell.
+            let _ = writeln!(io::stderr(), "warning: the server refuses: {reason}");
+            *last = reason;
+        }
+    }
+}
+
+/// What the server said, without the prefix that async-nats puts before it.
+fn plain(err: &ServerError) -> String {
+    let text = err.to_string();
+    text.strip_prefix("nats: ").unwrap_or(&text).to_owned()
 }
 
 fn is_refusal(err: &ServerError) -> bool {
@@ -462,14 +501,10 @@ fn is_refusal(err: &ServerError) -> bool {
 /// # Errors
 /// A server or an account without JetStream, no permission, no answer; each with its remedy.
 pub async fn check_jetstream(jetstream: &Context) -> Result<()> {
-    let Err(err) = jetstream.query_account().await else { return Ok(()) };
-    Err(match err.kind() {
-        // Nobody listens on the API's subjects: either the server or this domain has none.
-        AccountErrorKind::JetStreamUnavailable => anyhow!(
-            "the NATS server has no JetStream; start it with `nats-server -js`, or look at --js-domain and \
-             --js-api-prefix"
-        ),
-        AccountErrorKind::JetStream(err) => match err.error_code() {
+    // Not `query_account`: it cannot read the answer of a 2.9 server.
+    match jetstream.request("INFO", &json!({})).await {
+        Ok(Response::Ok::<Value>(_)) => Ok(()),
+        Ok(Response::Err { error }) => Err(match error.error_code() {
             ErrorCode::JETSTREAM_NOT_ENABLED => {
                 anyhow!("the NATS server has no JetStream; start it with `nats-server -js`")
             }
@@ -477,14 +512,21 @@ pub async fn check_jetstream(jetstream: &Context) -> Result<()> {
                 "JetStream is not enabled for this account; enable it in the server's configuration \
                  (`jetstream: enabled` in the account) or log in to another one"
             ),
-            _ => anyhow!("ask JetStream about this account: {err}"),
-        },
-        AccountErrorKind::TimedOut => anyhow!(
-            "no answer from JetStream; if the server runs, this user may lack permission to publish to \
-             `$JS.API.>` or to subscribe to its inbox (see --inbox-prefix)"
-        ),
-        AccountErrorKind::Other => anyhow!("ask JetStream about this account: {}", innermost(&err)),
-    })
+            _ => anyhow!("ask JetStream about this account: {error}"),
+        }),
+        Err(err) => Err(match err.kind() {
+            // Nobody listens on the API's subjects: either the server or this domain has none.
+            RequestErrorKind::NoResponders => anyhow!(
+                "the NATS server has no JetStream; start it with `nats-server -js`, or look at --js-domain and \
+                 --js-api-prefix"
+            ),
+            RequestErrorKind::TimedOut => anyhow!(
+                "no answer from JetStream; if the server runs, this user may lack permission to publish to \
+                 `$JS.API.>` or to subscribe to its inbox (see --inbox-prefix)"
+            ),
+            _ => anyhow!("ask JetStream about this account: {}", innermost(&err)),
+        }),
+    }
 }
 
 /// Who we are to the server.
@@ -611,6 +653,23 @@ fn server(url: &str) -> Result<(ServerAddr, Login)> {
     Ok((ServerAddr::from_url(bare)?, login))
 }
 
+/// Checks that the certificate and the key can be read and belong together.
+fn check_pair(certificate: &Path, key: &Path) -> Result<()> {
+    let chain = CertificateDer::pem_file_iter(certificate)
+        .and_then(|certificates| certificates.collect::<Result<Vec<_>, _>>())
+        .map_err(|err| anyhow!("read --tls-cert {}: {err}", certificate.display()))?;
+    ensure!(!chain.is_empty(), "--tls-cert {}: no certificate in this file", certificate.display());
+    let private =
+        PrivateKeyDer::from_pem_file(key).map_err(|err| anyhow!("read --tls-key {}: {err}", key.display()))?;
+    rustls::ClientConfig::builder()
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_client_auth_cert(chain, private)
+        .map_err(|err| {
+            anyhow!("--tls-cert {} and --tls-key {} do not fit together: {err}", certificate.display(), key.display())
+        })?;
+    Ok(())
+}
+
 fn percent_decoded(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -678,13 +737,35 @@ fn reconnect_delay(attempts: usize, servers: usize, random: u64) -> Duration {
     fixed + jitter.mul_f64(fraction)
 }
 
+/// Counts connections that ended right after they were made, as with a user that has just expired: async-nats forgets
+/// its failed attempts at every success and would come back at once, again and again.
+#[derive(Debug, Default)]
+struct Flapping(Mutex<(Option<Instant>, usize)>);
+
+impl Flapping {
+    fn connected(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).0 = Some(Instant::now());
+    }
+
+    /// How many connections in a row were short-lived, asked before attempt number `attempts` (from 1).
+    fn count(&self, attempts: usize) -> usize {
+        let mut guard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (connected, count) = &mut *guard;
+        if attempts == 1 {
+            let is_short = connected.is_some_and(|since| since.elapsed() < SHORT_LIVED);
+            *count = if is_short { *count + 1 } else { 0 };
+        }
+        *count
+    }
+}
+
 /// Randomness good enough to spread clients in time, from the keys that the standard library draws for its maps.
 fn random() -> u64 {
     RandomState::new().hash_one(0_u8)
 }
 
 /// The text of the error at the bottom of the chain: what happened, without the layers that passed it on.
-fn innermost(err: &(dyn Error + 'static)) -> String {
+pub(crate) fn innermost(err: &(dyn Error + 'static)) -> String {
     let mut err = err;
     while let Some(source) = err.source() {
         err = source;
@@ -693,7 +774,7 @@ fn innermost(err: &(dyn Error + 'static)) -> String {
 }
 
 /// The first error of type `T` in the chain, also inside an [`io::Error`], which hides it from `source`.
-fn find<'a, T: Error + 'static>(err: &'a (dyn Error + 'static)) -> Option<&'a T> {
+pub(crate) fn find<'a, T: Error + 'static>(err: &'a (dyn Error + 'static)) -> Option<&'a T> {
     let mut next = Some(err);
     while let Some(err) = next {
         if let Some(found) = err.downcast_ref::<T>() {
@@ -795,6 +876,16 @@ mod tests {
         assert_eq!(ms(4, 3, 0), 25);
         assert_eq!(ms(1000, 1, u64::MAX), 5000);
         assert_eq!(ms(1000, 1, 0), 2500);
+    }
+
+    #[test]
+    fn short_connections_add_up() {
+        let flapping = Flapping::default();
+        assert_eq!(flapping.count(1), 0);
+        flapping.connected();
+        assert_eq!((flapping.count(1), flapping.count(2)), (1, 1));
+        flapping.connected();
+        assert_eq!(flapping.count(1), 2);
     }
 
     #[test]
