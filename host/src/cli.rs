@@ -1,6 +1,7 @@
 //! The command line as typed. Each command's own arguments stand in the module that carries it out.
 
 use crate::provision::ProvisionArgs;
+use crate::publish::PublishArgs;
 use anyhow::{Context as _, Result};
 use clap::{CommandFactory, Parser, Subcommand};
 use std::io::{self, Write as _};
@@ -19,6 +20,9 @@ enum Command {
     /// Create or check the streams, the consumer and the key-value bucket
     Provision(Box<ProvisionArgs>),
 
+    /// Put mails from files, mbox files, Maildirs or standard input into the stream
+    Publish(Box<PublishArgs>),
+
     /// Print a completion script for your shell
     Completions {
         /// The shell to complete in
@@ -27,6 +31,22 @@ enum Command {
 }
 
 impl Cli {
+    /// Reads the process's arguments and environment; prints help or an error and ends the process if that is all
+    /// there is to do.
+    ///
+    /// `host publish` ends with 64 then, which mail servers know as a wrong command line, all others with 2.
+    pub fn from_command_line() -> Self {
+        Self::try_parse().unwrap_or_else(|err| {
+            // Without a terminal or a reader there is nobody to tell.
+            let _ = err.print();
+            let is_publish = std::env::args_os().nth(1).is_some_and(|command| command == "publish");
+            std::process::exit(match err.exit_code() {
+                2 if is_publish => 64,
+                code => code,
+            })
+        })
+    }
+
     /// Carries out the command.
     ///
     /// # Errors
@@ -34,6 +54,7 @@ impl Cli {
     pub fn execute(self) -> Result<ExitCode> {
         match self.command {
             Command::Provision(args) => runtime()?.block_on(args.execute()),
+            Command::Publish(args) => Ok(runtime()?.block_on(args.execute())),
             Command::Completions { shell } => {
                 let mut script = Vec::new();
                 clap_complete::generate(shell, &mut Self::command(), "host", &mut script);

@@ -6,5 +6,6 @@ pub mod mails;
 pub mod names;
 pub mod nats;
 pub mod provision;
+pub mod publish;
 
 pub use cli::Cli;
