@@ -2,6 +2,7 @@
 
 use crate::provision::ProvisionArgs;
 use crate::publish::PublishArgs;
+use crate::verdicts::VerdictsArgs;
 use anyhow::{Context as _, Result};
 use clap::{CommandFactory, Parser, Subcommand};
 use std::io::{self, Write as _};
@@ -22,6 +23,9 @@ enum Command {
 
     /// Put mails from files, mbox files, Maildirs or standard input into the stream
     Publish(Box<PublishArgs>),
+
+    /// Print the stored verdicts
+    Verdicts(Box<VerdictsArgs>),
 
     /// Print a completion script for your shell
     Completions {
@@ -55,6 +59,7 @@ impl Cli {
         match self.command {
             Command::Provision(args) => runtime()?.block_on(args.execute()),
             Command::Publish(args) => Ok(runtime()?.block_on(args.execute())),
+            Command::Verdicts(args) => runtime()?.block_on(args.execute()),
             Command::Completions { shell } => {
                 let mut script = Vec::new();
                 clap_complete::generate(shell, &mut Self::command(), "host", &mut script);

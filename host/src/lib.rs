@@ -7,5 +7,6 @@ pub mod names;
 pub mod nats;
 pub mod provision;
 pub mod publish;
+pub mod verdicts;
 
 pub use cli::Cli;
