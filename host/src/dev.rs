@@ -39,7 +39,6 @@ jetstream { store_dir: "jetstream" }
 pub struct DevServer {
     url: String,
     monitoring_url: String,
-    log_path: PathBuf,
     /// Dropped to make the keeper stop the server.
     stop: Option<Sender<()>>,
     keeper: Option<JoinHandle<()>>,
@@ -78,7 +77,6 @@ impl DevServer {
         let mut server = Self {
             url: String::new(),
             monitoring_url: String::new(),
-            log_path: directory.path().join("nats.log"),
             stop: Some(stop),
             keeper: Some(keeper),
             _directory: directory,
@@ -97,11 +95,6 @@ impl DevServer {
     /// The monitoring endpoint (`/jsz`, `/healthz`, …): `http://127.0.0.1:PORT`.
     pub fn monitoring_url(&self) -> &str {
         &self.monitoring_url
-    }
-
-    /// The server's log; gone with the server.
-    pub fn log_path(&self) -> &Path {
-        &self.log_path
     }
 }
 

@@ -13,9 +13,9 @@ use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// How long one attempt to reach one server may take, TLS and authentication included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -23,6 +23,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(5);
 /// The pause after the first attempt that failed on every server; it doubles from there.
 const RECONNECT_DELAY_FIRST: Duration = Duration::from_millis(50);
+/// A connection that ends sooner than this counts as another failed attempt.
+const SHORT_LIVED: Duration = Duration::from_secs(10);
 /// Commands (publish, subscribe, …) that wait for the connection before a caller has to wait.
 const CLIENT_CAPACITY: usize = 8192;
 /// Messages a subscription holds for a slow reader before async-nats drops them.
@@ -204,9 +206,7 @@ impl NatsArgs {
         }
         let client = self.tls_cert.zip(self.tls_key);
         if let Some((certificate, key)) = &client {
-            CertificateDer::from_pem_file(certificate)
-                .map_err(|err| anyhow!("read --tls-cert {}: {err}", certificate.display()))?;
-            PrivateKeyDer::from_pem_file(key).map_err(|err| anyhow!("read --tls-key {}: {err}", key.display()))?;
+            check_pair(certificate, key)?;
         }
 
         let api = match (self.js_domain, self.js_api_prefix) {
@@ -351,6 +351,8 @@ impl Nats {
         let server_count = self.servers.len();
         let first = Arc::new(AtomicBool::new(true));
         let target = server.clone();
+        let flapping = Arc::new(Flapping::default());
+        let connected = Arc::clone(&flapping);
         let mut options = ConnectOptions::with_auth_callback(move |nonce| {
             let auth = login.auth(&nonce).map_err(|err| AuthError::new(format!("{err:#}")));
             std::future::ready(auth)
@@ -367,8 +369,14 @@ impl Nats {
             let choice = first.then(|| ReconnectToServer { addr: target.clone(), delay: Some(Duration::ZERO) });
             std::future::ready(choice)
         })
-        .reconnect_delay_callback(move |attempts| reconnect_delay(attempts, server_count, random()))
+        .reconnect_delay_callback(move |attempts| {
+            let short_lives = flapping.count(attempts);
+            reconnect_delay(short_lives * server_count + attempts, server_count, random())
+        })
         .event_callback(move |event| {
+            if event == Event::Connected {
+                connected.connected();
+            }
             on_event(event);
             std::future::ready(())
         });
@@ -399,6 +407,10 @@ impl Nats {
         ContextBuilder::new().timeout(timeout).api_prefix(self.api.clone()).build(client)
     }
 
+    fn tls_first_hint(&self) -> &'static str {
+        if self.tls_first { "" } else { "; if the server wants TLS first, add --tls-first" }
+    }
+
     /// Turns what async-nats says into whether it is worth another attempt, and what to look at if not.
     fn explain(&self, server: &ServerAddr, err: &async_nats::ConnectError) -> ConnectError {
         let url = shown(server);
@@ -409,10 +421,9 @@ impl Nats {
             ConnectErrorKind::Authentication | ConnectErrorKind::ServerParse | ConnectErrorKind::Tls => {
                 refused(innermost(err))
             }
-            ConnectErrorKind::TimedOut => away(format!(
-                "no answer within {} s; if the server wants TLS first, add --tls-first",
-                CONNECT_TIMEOUT.as_secs()
-            )),
+            ConnectErrorKind::TimedOut => {
+                away(format!("no answer within {} s{}", CONNECT_TIMEOUT.as_secs(), self.tls_first_hint()))
+            }
             ConnectErrorKind::Dns => away(format!("cannot find {}: {}", server.host(), innermost(err))),
             ConnectErrorKind::MaxReconnects => away(err.to_string()),
             ConnectErrorKind::Io => {
@@ -420,9 +431,14 @@ impl Nats {
                     return refused(explain_tls(tls, self.tls_client.is_some()));
                 }
                 match find::<ServerError>(err) {
-                    Some(err) if is_refusal(err) => refused(format!("{err}; {}", self.login.flags())),
-                    Some(err) => away(err.to_string()),
-                    None => away(innermost(err)),
+                    Some(err) if is_refusal(err) => refused(format!("{}; {}", plain(err), self.login.flags())),
+                    Some(err) => away(plain(err)),
+                    None => {
+                        let reason = innermost(err);
+                        // A server that waits for TLS hangs up in the end instead of introducing itself.
+                        let hint = if reason.contains("expected INFO") { self.tls_first_hint() } else { "" };
+                        away(reason + hint)
+                    }
                 }
             }
         }
@@ -437,7 +453,7 @@ impl Nats {
 /// just times out.
 pub fn refusal(event: &Event) -> Option<String> {
     match event {
-        Event::ServerError(err) if is_refusal(err) => Some(err.to_string()),
+        Event::ServerError(err) if is_refusal(err) => Some(plain(err)),
         Event::ClientError(async_nats::ClientError::Other(text))
             if *text == ConnectErrorKind::AuthorizationViolation.to_string()
                 || *text == ConnectErrorKind::Authentication.to_string() =>
@@ -449,11 +465,24 @@ pub fn refusal(event: &Event) -> Option<String> {
 }
 
 /// Tells the user of a command on a terminal that the server does not allow what was asked: see [`refusal`].
-pub(crate) fn warn_if_refused(event: Event) {
-    if let Some(reason) = refusal(&event) {
-        // Without a standard error there is nobody to tell.
-        let _ = writeln!(io::stderr(), "warning: the server refuses: {reason}");
+/// The same reason is not told twice in a row.
+pub(crate) fn warn_if_refused() -> impl Fn(Event) + Clone + Send + Sync + 'static {
+    let last = Arc::new(Mutex::new(String::new()));
+    move |event| {
+        let Some(reason) = refusal(&event) else { return };
+        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+        if *last != reason {
+            // Without a standard error there is nobody to tell.
+            let _ = writeln!(io::stderr(), "warning: the server refuses: {reason}");
+            *last = reason;
+        }
     }
+}
+
+/// What the server said, without the prefix that async-nats puts before it.
+fn plain(err: &ServerError) -> String {
+    let text = err.to_string();
+    text.strip_prefix("nats: ").unwrap_or(&text).to_owned()
 }
 
 fn is_refusal(err: &ServerError) -> bool {
@@ -629,6 +658,23 @@ fn server(url: &str) -> Result<(ServerAddr, Login)> {
     Ok((ServerAddr::from_url(bare)?, login))
 }
 
+/// Checks that the certificate and the key can be read and belong together.
+fn check_pair(certificate: &Path, key: &Path) -> Result<()> {
+    let chain = CertificateDer::pem_file_iter(certificate)
+        .and_then(|certificates| certificates.collect::<Result<Vec<_>, _>>())
+        .map_err(|err| anyhow!("read --tls-cert {}: {err}", certificate.display()))?;
+    ensure!(!chain.is_empty(), "--tls-cert {}: no certificate in this file", certificate.display());
+    let private =
+        PrivateKeyDer::from_pem_file(key).map_err(|err| anyhow!("read --tls-key {}: {err}", key.display()))?;
+    rustls::ClientConfig::builder()
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_client_auth_cert(chain, private)
+        .map_err(|err| {
+            anyhow!("--tls-cert {} and --tls-key {} do not fit together: {err}", certificate.display(), key.display())
+        })?;
+    Ok(())
+}
+
 fn percent_decoded(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -694,6 +740,28 @@ fn reconnect_delay(attempts: usize, servers: usize, random: u64) -> Duration {
     #[expect(clippy::cast_precision_loss, reason = "a random fraction needs no more than a float's precision")]
     let fraction = random as f64 / u64::MAX as f64;
     fixed + jitter.mul_f64(fraction)
+}
+
+/// Counts connections that ended right after they were made, as with a user that has just expired: async-nats forgets
+/// its failed attempts at every success and would come back at once, again and again.
+#[derive(Debug, Default)]
+struct Flapping(Mutex<(Option<Instant>, usize)>);
+
+impl Flapping {
+    fn connected(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).0 = Some(Instant::now());
+    }
+
+    /// How many connections in a row were short-lived, asked before attempt number `attempts` (from 1).
+    fn count(&self, attempts: usize) -> usize {
+        let mut guard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (connected, count) = &mut *guard;
+        if attempts == 1 {
+            let is_short = connected.is_some_and(|since| since.elapsed() < SHORT_LIVED);
+            *count = if is_short { *count + 1 } else { 0 };
+        }
+        *count
+    }
 }
 
 /// Randomness good enough to spread clients in time, from the keys that the standard library draws for its maps.
@@ -813,6 +881,16 @@ mod tests {
         assert_eq!(ms(4, 3, 0), 25);
         assert_eq!(ms(1000, 1, u64::MAX), 5000);
         assert_eq!(ms(1000, 1, 0), 2500);
+    }
+
+    #[test]
+    fn short_connections_add_up() {
+        let flapping = Flapping::default();
+        assert_eq!(flapping.count(1), 0);
+        flapping.connected();
+        assert_eq!((flapping.count(1), flapping.count(2)), (1, 1));
+        flapping.connected();
+        assert_eq!(flapping.count(1), 2);
     }
 
     #[test]

@@ -24,7 +24,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 #[command(after_help = "\
 Examples:
   host provision                        create what is missing, with the defaults
-  host provision --check                change nothing; exit code 1 if anything is missing or differs
+  host provision --check                change nothing; exit code 1 if not all is as wanted
   host provision --update --ack-wait 1m bring what exists to these settings
   host provision --stream ORDERS --subjects 'orders.>' --consumer triage-eu
 
@@ -357,7 +357,7 @@ impl ProvisionArgs {
             (_, true) => Mode::Update,
             _ => Mode::Create,
         };
-        let client = nats.connect("mailroom provision", warn_if_refused).await?;
+        let client = nats.connect("mailroom provision", warn_if_refused()).await?;
         let jetstream = nats.jetstream(client, REQUEST_TIMEOUT);
         let report = provision(&jetstream, &layout, mode).await?;
         let text = if self.json { serde_json::to_string(&report)? + "\n" } else { report.to_string() };
@@ -864,7 +864,7 @@ fn show_value(setting: &str, value: &Value) -> String {
         ("max_age" | "ack_wait" | "duplicate_window" | "inactive_threshold", Value::Number(nanos)) => {
             humantime::format_duration(Duration::from_nanos(nanos.as_u64().unwrap_or(0))).to_string()
         }
-        ("max_bytes", Value::Number(bytes)) if bytes.as_i64() == Some(-1) => "no limit".into(),
+        ("max_bytes", Value::Number(bytes)) => bytes.as_u64().map_or("no limit".into(), show_size),
         ("headers_only" | "allow_rollup_hdrs" | "deny_delete", Value::Null) => "false".into(),
         (_, value) if is_default(value) => "none".into(),
         (_, Value::String(text)) => text.clone(),
@@ -911,6 +911,14 @@ fn parse_size(text: &str) -> Result<u64> {
     let number: u64 = number.parse().context("a size is a number with a unit, such as 512MiB or 10GiB")?;
     let bytes = number.checked_mul(1 << shift).filter(|&bytes| i64::try_from(bytes).is_ok());
     bytes.context("this size is larger than NATS can count")
+}
+
+/// The size as [`parse_size`] reads it, in the largest unit that gives a whole number.
+fn show_size(bytes: u64) -> String {
+    let unit = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")]
+        .into_iter()
+        .find(|(shift, _)| bytes > 0 && bytes.is_multiple_of(1 << shift));
+    unit.map_or_else(|| bytes.to_string(), |(shift, unit)| format!("{}{unit}", bytes >> shift))
 }
 
 #[cfg(test)]
@@ -1040,6 +1048,7 @@ mod tests {
     fn sizes_have_units() {
         for (text, bytes) in [("0", 0), ("4096", 4096), ("64k", 65_536), ("10GiB", 10 << 30), ("2 mb", 2 << 20)] {
             assert_eq!(parse_size(text).expect(text), bytes);
+            assert_eq!(parse_size(&show_size(bytes)).expect(text), bytes);
         }
         for text in ["", "GiB", "1.5G", "10x", "-1", "99999999T"] {
             assert!(parse_size(text).is_err(), "{text}");

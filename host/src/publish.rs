@@ -28,6 +28,8 @@ const ACK_TIMEOUT: Duration = Duration::from_secs(5);
 const READ_AHEAD: usize = 4;
 /// Bytes of mails sent and not yet acknowledged; a single larger mail is sent alone.
 const IN_FLIGHT_MAX_BYTES: usize = 64 * 1024 * 1024;
+/// How far `--rate` may lag behind and still catch up.
+const CATCH_UP: Duration = Duration::from_millis(20);
 
 /// What to publish, as typed.
 #[derive(Debug, clap::Args)]
@@ -50,9 +52,6 @@ pub struct PublishArgs {
     /// Mails: files, mbox files, Maildirs, folders of them; - is standard input
     #[arg(value_name = "FILE", default_value = "-")]
     files: Vec<PathBuf>,
-
-    #[command(flatten)]
-    nats: NatsArgs,
 
     /// Subject to publish on; a stream must take it
     #[arg(
@@ -103,6 +102,9 @@ pub struct PublishArgs {
     /// No progress bar and no summary; errors only
     #[arg(short, long, env = "MAILROOM_QUIET", value_parser = clap::builder::BoolishValueParser::new())]
     quiet: bool,
+
+    #[command(flatten)]
+    nats: NatsArgs,
 }
 
 /// How the command ends, from sysexits.h. Trying again beats giving a mail up, so the larger number wins.
@@ -201,9 +203,10 @@ impl PublishArgs {
                     }
                 }, if has_room && !ended && !stopped => match mail {
                     Some(Ok(mail)) => {
-                        // Not a fixed schedule: time lost to a slow server is not made up for by a burst.
+                        // Time lost to the clock's coarse ticks is made up for, time lost to a slow server is not.
                         if let Some(interval) = interval {
-                            pace = Instant::now() + interval;
+                            let now = Instant::now();
+                            pace = (pace + interval).max(now.checked_sub(CATCH_UP).unwrap_or(now));
                         }
                         in_flight_bytes += mail.data.len();
                         in_flight.push(publisher.publish(mail));

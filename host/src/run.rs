@@ -204,7 +204,8 @@ impl RunArgs {
         if let Some(server) = &server {
             config.nats = Nats::at(server.url())?;
             runtime.block_on(provision_privately(&config.nats, config.names.clone()))?;
-            tracing::info!(server = server.url(), "private nats-server is up and provisioned");
+            let monitoring = server.monitoring_url();
+            tracing::info!(server = server.url(), monitoring, "private nats-server is up and provisioned");
             tracing::info!("try it: host publish --server {} MAIL.eml", server.url());
             tracing::info!("and see: host verdicts --server {} --follow", server.url());
         }

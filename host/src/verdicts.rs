@@ -1,8 +1,8 @@
 //! `host verdicts`: prints what the verdict stream holds, for people and for scripts.
 
 use crate::names::{NameArgs, check_name};
-use crate::nats::{NatsArgs, innermost, warn_if_refused};
-use anyhow::{Context as _, Result, anyhow};
+use crate::nats::{NatsArgs, check_jetstream, innermost, warn_if_refused};
+use anyhow::{Context as _, Result, anyhow, bail};
 use async_nats::jetstream::consumer::{DeliverPolicy, pull::OrderedConfig};
 use async_nats::jetstream::stream::ConsumerErrorKind;
 use async_nats::jetstream::{ErrorCode, Message};
@@ -29,12 +29,6 @@ Examples:
 
 With --json every line is {\"id\":…,\"time\":…,\"verdict\":{\"priority\":…,\"issue\":{\"kind\":…,\"id\":…},\"queue\":…,\"reasons\":[…]}}.")]
 pub struct VerdictsArgs {
-    #[command(flatten)]
-    nats: NatsArgs,
-
-    #[command(flatten)]
-    names: NameArgs,
-
     /// Wait for new verdicts instead of stopping at the end
     #[arg(short, long)]
     follow: bool,
@@ -54,6 +48,12 @@ pub struct VerdictsArgs {
     /// One JSON object a line
     #[arg(long)]
     json: bool,
+
+    #[command(flatten)]
+    nats: NatsArgs,
+
+    #[command(flatten)]
+    names: NameArgs,
 }
 
 impl VerdictsArgs {
@@ -91,17 +91,30 @@ impl VerdictsArgs {
             },
         };
         let nats = self.nats.resolve()?;
-        let client = nats.connect("mailroom verdicts", warn_if_refused).await?;
+        let client = nats.connect("mailroom verdicts", warn_if_refused()).await?;
         let jetstream = nats.jetstream(client, REQUEST_TIMEOUT);
         let stream = &names.verdict_stream;
         let config = OrderedConfig { deliver_policy, filter_subject: filter, ..Default::default() };
-        let consumer = jetstream.create_consumer_on_stream(config, stream).await.map_err(|err| match err.kind() {
-            ConsumerErrorKind::JetStream(err) if err.error_code() == ErrorCode::STREAM_NOT_FOUND => {
-                anyhow!("no stream {stream}; `host provision` makes it")
-            }
-            ConsumerErrorKind::JetStream(err) => anyhow!("read stream {stream}: {err}"),
-            _ => anyhow!("read stream {stream}: {}", innermost(&err)),
-        })?;
+        let consumer = match jetstream.create_consumer_on_stream(config, stream).await {
+            Ok(consumer) => consumer,
+            Err(err) => match err.kind() {
+                ConsumerErrorKind::JetStream(err) if err.error_code() == ErrorCode::STREAM_NOT_FOUND => {
+                    bail!("no stream {stream}; `host provision` makes it")
+                }
+                ConsumerErrorKind::TimedOut => bail!(
+                    "read stream {stream}: no answer; if the server runs, this user may lack permission to create a \
+                     consumer or to subscribe to its inbox (see --inbox-prefix)"
+                ),
+                kind => {
+                    // No JetStream at all explains more than the consumer it does not have.
+                    check_jetstream(&jetstream).await?;
+                    match kind {
+                        ConsumerErrorKind::JetStream(err) => bail!("read stream {stream}: {err}"),
+                        _ => bail!("read stream {stream}: {}", innermost(&err)),
+                    }
+                }
+            },
+        };
 
         let mut printer = Printer::new(self.json);
         let mut left = self.limit.unwrap_or(u64::MAX);
@@ -163,7 +176,7 @@ impl Printer {
         let id = header("Mailroom-Id").or_else(|| message.subject.rsplit('.').next()).unwrap_or_default();
         let time = match header("Mailroom-Time") {
             Some(time) => time.to_owned(),
-            None => stored.format(&Rfc3339).context("write a time")?,
+            None => stored.replace_nanosecond(0).unwrap_or(stored).format(&Rfc3339).context("write a time")?,
         };
         if std::mem::take(&mut self.heading) {
             self.out.write_all(row("TIME", "PRIORITY", "ISSUE", "QUEUE", "REASONS").as_bytes())?;
