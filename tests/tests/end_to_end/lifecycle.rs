@@ -83,7 +83,8 @@ async fn the_grace_period_bounds_the_drain() -> Result<()> {
     eventually(SOON, "the guest runs", look, |slots| *slots == Some(1.0)).await?;
     assert_eq!(host.stop(Duration::from_secs(10)).await?.code(), Some(0));
     // It is delivered again long before the consumer's ack wait of 30 s is over.
-    let soon = bed.consumer().await?.batch().max_messages(1).expires(Duration::from_secs(10)).messages();
+    let consumer = bed.consumer().await?;
+    let soon = consumer.batch().max_messages(1).expires(Duration::from_secs(10)).messages();
     soon.await?.next().await.context("a delivery")?.map_err(|err| anyhow::anyhow!(err))?;
     Ok(())
 }
