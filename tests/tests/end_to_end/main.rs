@@ -4,6 +4,7 @@
 //! fetches what they need; a missing part fails the test with the command that makes it.
 
 mod bed;
+mod documents;
 mod harness;
 mod lifecycle;
 mod messages;
