@@ -8,4 +8,5 @@ mod crafted;
 mod harness;
 mod lifecycle;
 mod messages;
+mod offline;
 mod startup;
