@@ -9,4 +9,5 @@ mod harness;
 mod lifecycle;
 mod messages;
 mod offline;
+mod serve;
 mod startup;
