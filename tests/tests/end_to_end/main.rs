@@ -4,6 +4,10 @@
 //! fetches what they need; a missing part fails the test with the command that makes it.
 
 mod bed;
+mod crafted;
 mod harness;
 mod lifecycle;
 mod messages;
+mod offline;
+mod serve;
+mod startup;
