@@ -394,13 +394,16 @@ impl Shard<'_> {
             match attempt().await {
                 Err(StoreError::Unavailable(reason)) => {
                     self.stages.shared().store_failures.inc();
-                    if failing.is_none() {
-                        failing = Some(Failing::new(self, what, &reason));
-                    }
+                    failing.get_or_insert_with(|| Failing::new(self, what, &reason));
                     sleep(wait).await;
                     wait = (wait * 2).min(BACK_OFF.1);
                 }
-                done => return done,
+                done => {
+                    if let Some(failing) = failing {
+                        failing.mended();
+                    }
+                    return done;
+                }
             }
         }
     }
@@ -471,10 +474,7 @@ impl Drop for HoldGuard<'_> {
 }
 
 /// Counts one message whose result cannot be stored, from the first failure to the end of trying.
-struct Failing<'a> {
-    failing: &'a Cell<usize>,
-    storing: &'a Condition,
-}
+struct Failing<'a>(&'a Shard<'a>);
 
 impl<'a> Failing<'a> {
     fn new(shard: &'a Shard<'_>, what: &str, reason: &str) -> Self {
@@ -482,15 +482,18 @@ impl<'a> Failing<'a> {
         if shard.storing.set(false) {
             tracing::error!("cannot {what}: {reason}; trying again, and fetching nothing until it succeeds");
         }
-        Self { failing: &shard.failing, storing: shard.storing }
+        Self(shard)
+    }
+
+    fn mended(self) {
+        if self.0.failing.get() == 1 && self.0.storing.set(true) {
+            tracing::info!("results can be stored again; fetching goes on");
+        }
     }
 }
 
 impl Drop for Failing<'_> {
     fn drop(&mut self) {
-        self.failing.set(self.failing.get() - 1);
-        if self.failing.get() == 0 && self.storing.set(true) {
-            tracing::info!("results can be stored again; fetching goes on");
-        }
+        self.0.failing.set(self.0.failing.get() - 1);
     }
 }

@@ -190,15 +190,16 @@ impl RunArgs {
         let _log = self.log.start()?;
         let (dev, nats_server) = (self.dev, self.nats_server.clone());
         let mut config = self.resolve()?;
-        let engine = pool::engine(&config.limits)?;
-        let loaded = load(&engine, &config.component)?;
-        let guest = Arc::new(Guest::new(&engine, loaded, config.configuration.clone(), config.limits.clone())?);
 
-        // Before anything else runs: a signal that comes early has to find its handler.
+        // Before anything that takes long: the first process of a container ignores signals without a handler.
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
         let _entered = runtime.enter();
         let mut signals = Signals::new()?;
+
+        let engine = pool::engine(&config.limits)?;
+        let loaded = load(&engine, &config.component)?;
+        let guest = Arc::new(Guest::new(&engine, loaded, config.configuration.clone(), config.limits.clone())?);
 
         let server = dev.then(|| DevServer::start(nats_server.as_deref())).transpose()?;
         if let Some(server) = &server {
@@ -352,9 +353,15 @@ async fn provision_privately(nats: &Nats, names: Names) -> Result<()> {
 
 /// Refuses to start on settings under which messages could be lost or doubled.
 async fn check(jetstream: &async_nats::jetstream::Context, config: &Config) -> Result<()> {
-    check_jetstream(jetstream).await?;
     let names = &config.names;
-    let consumer = Consumer::look_up(jetstream, names).await?;
+    let consumer = match Consumer::look_up(jetstream, names).await {
+        Ok(consumer) => consumer,
+        Err(err) => {
+            // The reason may lie deeper: no JetStream at all, or no permission to use it.
+            check_jetstream(jetstream).await?;
+            return Err(err);
+        }
+    };
     let mail = jetstream.get_stream(&names.stream).await.context("read the stream's settings")?;
     let verdicts = jetstream.get_stream(&names.verdict_stream).await.context("read the verdict stream's settings")?;
     let wrong = unsafe_settings(

@@ -129,7 +129,9 @@ async fn show(server: &NatsServer, host: &mut Host, files: &[PathBuf]) -> Result
     let rows: Vec<Row> = mails.iter().flat_map(|mail| rows(mail, &names, &outcomes)).collect();
     print_table(&rows);
     print_summary(&mails, &verdicts, &dead, &rows);
-    print_times(&host.metrics().await?);
+    // The shards hand their metrics over a few times a second.
+    let seen = |metrics: &Metrics| metrics.get("mailroom_end_to_end_seconds_count", &[]) == Some(mails.len() as f64);
+    print_times(&eventually(DEADLINE, "every mail in the metrics", async || host.metrics().await, seen).await?);
 
     for mail in &mails {
         let found = outcomes.get(&mail.sequence).map_or(0, Vec::len);

@@ -55,6 +55,18 @@ async fn a_redelivered_message_keeps_its_first_verdict() -> Result<()> {
     Ok(())
 }
 
+/// Messages that wait in the host for longer than the consumer's ack wait are not delivered a second time.
+#[tokio::test]
+async fn waiting_messages_are_kept_from_redelivery() -> Result<()> {
+    let bed = Bed::provisioned(&["--ack-wait", "2s", "--deadline", "1900ms"]).await?;
+    bed.tell(std::iter::repeat_n("sleep 1200", 4)).await?;
+    let _host = bed.actor(&["--shards", "1", "--slots", "1", "--deadline", "1900ms"]).await?;
+    bed.one_verdict_each(4).await?;
+    let delivered = bed.consumer().await?.info().await?.delivered.consumer_sequence;
+    assert_eq!(delivered, 4, "deliveries of 4 messages");
+    Ok(())
+}
+
 /// SIGTERM in the middle of the work: the host exits with 0, and what it had not begun is there for the next host at
 /// once instead of after the consumer's ack wait.
 #[tokio::test]

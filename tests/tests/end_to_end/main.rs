@@ -4,7 +4,11 @@
 //! fetches what they need; a missing part fails the test with the command that makes it.
 
 mod bed;
+mod crafted;
 mod documents;
 mod harness;
 mod lifecycle;
 mod messages;
+mod offline;
+mod serve;
+mod startup;
