@@ -34,7 +34,7 @@ const RUN: [&str; 3] = ["README.md", "docs/operating.md", "docs/guests.md"];
 /// What the README shows runs.
 #[tokio::test]
 async fn commands_of_the_readme_run() -> Result<()> {
-    Script::of(&Page::read("README.md")?)?.run(&[], Duration::from_secs(120)).await
+    Script::of(&Page::read("README.md")?)?.run(&[], Duration::from_secs(60)).await
 }
 
 /// What the operators' page shows runs, from an empty server to a drained host.
