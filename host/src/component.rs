@@ -180,10 +180,10 @@ mod compiling {
         /// A component, a core module with its world embedded, or a .cwasm
         file: PathBuf,
         /// Print the component's WIT and nothing else
-        #[arg(long, env = "MAILROOM_WIT")]
+        #[arg(long, env = "MAILROOM_WIT", value_parser = clap::builder::BoolishValueParser::new())]
         wit: bool,
         /// Print JSON
-        #[arg(long, env = "MAILROOM_JSON", conflicts_with = "wit")]
+        #[arg(long, env = "MAILROOM_JSON", value_parser = clap::builder::BoolishValueParser::new(), conflicts_with = "wit")]
         json: bool,
     }
 

@@ -258,7 +258,7 @@ fn broken(error: &wasmtime::Error, memory_refused: bool, limits: &Limits) -> Fai
         Some(Trap::Interrupt) => (Fault::Deadline, format!("no answer within {:?}", limits.deadline)),
         Some(Trap::StackOverflow) => (Fault::Stack, "stack overflow".to_string()),
         _ if memory_refused => (Fault::Memory, format!("more than {} bytes of memory wanted", limits.memory_max_bytes)),
-        Some(trap) => (Fault::Trap, trap.to_string()),
+        Some(trap) => (Fault::Trap, trap.to_string().trim_start_matches("wasm trap: ").to_string()),
         None => {
             let cause = error.root_cause().to_string();
             let fault = if cause.contains("fuel allocated for hostcalls") { Fault::Output } else { Fault::Trap };

@@ -91,7 +91,7 @@ pub struct RunArgs {
     component: PathBuf,
 
     /// Start a private nats-server with JetStream, provision it, and clean up on exit
-    #[arg(long, env = "MAILROOM_DEV", conflicts_with_all = ["servers", "creds", "user", "token", "nkey_file"])]
+    #[arg(long, env = "MAILROOM_DEV", value_parser = clap::builder::BoolishValueParser::new(), conflicts_with_all = ["servers", "creds", "user", "password", "password_file", "token", "token_file", "nkey_file"])]
     dev: bool,
 
     /// nats-server executable for --dev [default: the one on the PATH]

@@ -34,11 +34,11 @@ pub struct TriageArgs {
     format: Format,
 
     /// Print a JSON verdict a line; so it is when piped
-    #[arg(long, env = "MAILROOM_JSON")]
+    #[arg(long, env = "MAILROOM_JSON", value_parser = clap::builder::BoolishValueParser::new())]
     json: bool,
 
     /// With --json: name the mail and say what happened to it, `{"mail":…,"verdict":{…}}` a line
-    #[arg(long, env = "MAILROOM_NAMES", requires = "json")]
+    #[arg(long, env = "MAILROOM_NAMES", value_parser = clap::builder::BoolishValueParser::new(), requires = "json")]
     names: bool,
 
     #[command(flatten)]
@@ -76,7 +76,11 @@ impl TriageArgs {
             };
             if let Err(failure) = &outcome {
                 complete = false;
-                eprintln!("error: {name}: {failure}");
+                if failure.starts_with(&name) {
+                    eprintln!("error: {failure}");
+                } else {
+                    eprintln!("error: {name}: {failure}");
+                }
             }
             let written = match (&outcome, json) {
                 (Ok(verdict), true) if self.names => {

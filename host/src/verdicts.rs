@@ -30,7 +30,7 @@ Examples:
 With --json every line is {\"id\":…,\"time\":…,\"verdict\":{\"priority\":…,\"issue\":{\"kind\":…,\"id\":…},\"queue\":…,\"reasons\":[…]}}.")]
 pub struct VerdictsArgs {
     /// Wait for new verdicts instead of stopping at the end
-    #[arg(short, long, env = "MAILROOM_FOLLOW")]
+    #[arg(short, long, env = "MAILROOM_FOLLOW", value_parser = clap::builder::BoolishValueParser::new())]
     follow: bool,
 
     /// Stop after this many
@@ -46,7 +46,7 @@ pub struct VerdictsArgs {
     since: Option<Duration>,
 
     /// One JSON object a line
-    #[arg(long, env = "MAILROOM_JSON")]
+    #[arg(long, env = "MAILROOM_JSON", value_parser = clap::builder::BoolishValueParser::new())]
     json: bool,
 
     #[command(flatten)]
