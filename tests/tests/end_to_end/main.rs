@@ -5,6 +5,7 @@
 
 mod bed;
 mod crafted;
+mod documents;
 mod harness;
 mod lifecycle;
 mod messages;

@@ -1,0 +1,704 @@
+//! The pages are true: what they show runs, what they list is complete, where they point there is something.
+//!
+//! Fenced blocks by their tag:
+//!
+//! | tag | what the test does |
+//! |---|---|
+//! | `sh` | runs it with bash, all blocks of a page in order in one shell; `cargo xtask …`, which runs this test, is left out |
+//! | `text` | right after an `sh` block: each of its lines is in that block's output, with `…` for what varies |
+//! | `rust`, `toml` | writes it to the file that its first line names |
+//! | `json` | takes it for a verdict and validates it |
+//! | `console`, `mermaid` | nothing: what cannot run here, pictures |
+//!
+//! Ports that a page names (9464, 8080) are replaced by free ones, and `PORT` by that of the nats-server which
+//! `host run --dev` brings.
+
+use crate::bed::SOON;
+use anyhow::anyhow;
+use boon::{Compiler, SchemaIndex, Schemas};
+use rustix::process::{Pid, kill_process_group};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::symlink;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use tests::prelude::*;
+
+/// The pages whose commands run below; every page with an `sh` block is one of them.
+const RUN: [&str; 3] = ["README.md", "docs/operating.md", "docs/guests.md"];
+
+/// What the README shows runs.
+#[tokio::test]
+async fn commands_of_the_readme_run() -> Result<()> {
+    Script::of(&Page::read("README.md")?)?.run(&[], Duration::from_secs(120)).await
+}
+
+/// What the operators' page shows runs, from an empty server to a drained host.
+#[tokio::test]
+async fn commands_of_the_operators_page_run() -> Result<()> {
+    let server = NatsServer::start().await?;
+    let environment = [("MAILROOM_SERVER", server.url())];
+    Script::of(&Page::read("docs/operating.md")?)?.run(&environment, Duration::from_secs(180)).await
+}
+
+/// A guest comes into being from nothing as its page says, and runs.
+#[tokio::test]
+async fn commands_of_the_guests_page_run() -> Result<()> {
+    // The first build compiles wit-bindgen; beside other tests that takes a while.
+    Script::of(&Page::read("docs/guests.md")?)?.run(&[], Duration::from_secs(600)).await
+}
+
+/// No page shows a command that nothing runs, and blocks are tagged with what is known here.
+#[test]
+fn every_block_has_a_known_tag_and_every_command_runs() -> Result<()> {
+    for page in pages()? {
+        for block in &page.blocks {
+            let place = format!("{}:{}", page.path, block.line);
+            match block.tag.as_str() {
+                "sh" => ensure!(RUN.contains(&page.path.as_str()), "{place}: no test runs the commands of this page"),
+                "rust" | "toml" => drop(block.file().with_context(|| place.clone())?),
+                "json" => {
+                    let verdict: Value = serde_json::from_str(&block.text).with_context(|| place.clone())?;
+                    Schema::load()?.check(&verdict).with_context(|| place.clone())?;
+                }
+                "text" | "console" | "mermaid" => {}
+                tag => bail!("{place}: unknown tag {tag:?}"),
+            }
+        }
+    }
+    let readme = Page::read("README.md")?;
+    for command in ["cargo xtask demo", "cargo xtask test"] {
+        let shown = |block: &Block| block.text.lines().any(|line| line.starts_with(command));
+        ensure!(readme.blocks.iter().any(shown), "README.md does not show {command}");
+    }
+    Ok(())
+}
+
+/// A relative link leads to a file, and its fragment to a heading.
+#[test]
+fn links_lead_somewhere() -> Result<()> {
+    for page in pages()? {
+        let folder = Path::new(&page.path).parent().context("the page's folder")?;
+        for (_, rest) in page.prose.match_indices("](").map(|(at, _)| page.prose.split_at(at + 2)) {
+            let target = rest.split(')').next().unwrap_or_default();
+            if target.starts_with("https://") {
+                continue;
+            }
+            let (file, fragment) = target.split_once('#').unwrap_or((target, ""));
+            let file = if file.is_empty() { PathBuf::from(&page.path) } else { folder.join(file) };
+            let text = fs::read_to_string(tools::workspace().join(&file));
+            let text = text.with_context(|| format!("{}: link to {target}", page.path))?;
+            let found = fragment.is_empty() || headings(&text).any(|heading| slug(heading) == fragment);
+            ensure!(found, "{}: link to {target}: no such heading", page.path);
+        }
+    }
+    Ok(())
+}
+
+/// The operators' page lists every flag of every command with its variable and its default, and no other.
+#[tokio::test]
+async fn flags_are_listed_as_they_are() -> Result<()> {
+    let page = Page::read("docs/operating.md")?;
+    let mut listed: BTreeMap<String, BTreeSet<Flag>> = BTreeMap::new();
+    for (heading, rows) in page.tables("## Flags") {
+        let commands = code_spans(&heading);
+        let commands = commands.iter().filter_map(|span| span.strip_prefix("host "));
+        for command in commands {
+            let flags = listed.entry(command.to_owned()).or_default();
+            for row in &rows {
+                let cell = |at: usize| row.get(at).map(|cell| cell.replace('`', "")).unwrap_or_default();
+                flags.insert(Flag { spec: cell(0), variable: cell(1), default: cell(2) });
+            }
+        }
+    }
+
+    let help = command::host(["--help"]).await?.success()?.stdout;
+    let commands = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    let commands: BTreeSet<_> = commands.filter_map(|line| line.split_whitespace().next()).collect();
+    let mut wrong = String::new();
+    for command in commands.into_iter().filter(|command| *command != "help") {
+        let help = command::host([command, "--help"]).await?.success()?.stdout;
+        let has = flags_in(&help);
+        let says = listed.remove(command).unwrap_or_default();
+        for flag in has.difference(&says) {
+            writeln!(wrong, "host {command} has {flag:?}, which is not on the page like that")?;
+        }
+        for flag in says.difference(&has) {
+            writeln!(wrong, "host {command} is said to have {flag:?}")?;
+        }
+        if !page.prose.contains(&format!("### `host {command}`")) && !page.prose.contains(&format!("`host {command}`,"))
+        {
+            writeln!(wrong, "host {command} is not on the page")?;
+        }
+    }
+    listed.into_keys().for_each(|command| wrong += &format!("there is no host {command}\n"));
+    ensure!(wrong.is_empty(), "docs/operating.md:\n{wrong}");
+    Ok(())
+}
+
+/// The operators' page lists every metric with its type and labels, and no other.
+#[tokio::test]
+async fn metrics_are_listed_as_they_are() -> Result<()> {
+    let server = NatsServer::start().await?;
+    command::host(["provision", "--server", server.url()]).await?.success()?;
+    let host = Host::on(server.url()).start().await?;
+    let mails = tools::mails()?;
+    let publish = ["publish", "--server", server.url()].map(Into::into).into_iter();
+    command::host(publish.chain(mails.into_iter().map(PathBuf::into_os_string))).await?.success()?;
+    let read = async || Ok(http::get(&format!("{}/metrics", host.admin())).await?.body);
+    let both = |text: &String| ["verdict", "dead"].iter().all(|name| text.contains(&format!("outcome=\"{name}\"")));
+    let text = eventually(SOON, "verdicts and dead letters in the metrics", read, both).await?;
+    let mut has: BTreeSet<(String, String, String)> = BTreeSet::new();
+    for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+        let (name, kind) = line.split_once(' ').context("a type line")?;
+        let sample = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('{')?.split_once('}'));
+        let labels = sample.map(|(labels, _)| labels).unwrap_or_default();
+        let labels: Vec<_> = labels.split(',').filter_map(|label| Some(label.split_once('=')?.0)).collect();
+        has.insert((name.to_owned(), kind.to_owned(), labels.join(", ")));
+    }
+
+    let page = Page::read("docs/operating.md")?;
+    let rows = page.tables("## Metrics and health").into_iter().flat_map(|(_, rows)| rows);
+    let rows = rows.filter(|row| row[0].starts_with("`mailroom_"));
+    let says: BTreeSet<_> = rows
+        .map(|row| {
+            let cell = |at: usize| row.get(at).map(|cell| cell.replace('`', "")).unwrap_or_default();
+            (cell(0), cell(1), cell(2))
+        })
+        .collect();
+    let (missing, extra): (Vec<_>, Vec<_>) = (has.difference(&says).collect(), says.difference(&has).collect());
+    ensure!(missing.is_empty() && extra.is_empty(), "docs/operating.md: missing {missing:?}, not there {extra:?}");
+    Ok(())
+}
+
+/// A user with the permissions that the operators' page lists can run a host: verdict, dead letter and redelivery.
+#[tokio::test]
+async fn listed_permissions_suffice() -> Result<()> {
+    let page = Page::read("docs/operating.md")?;
+    let rows: Vec<_> = page.tables("## NATS login and TLS").into_iter().flat_map(|(_, rows)| rows).collect();
+    let subjects = |what: &str| -> Result<String> {
+        let row = rows.iter().find(|row| row[0] == what).with_context(|| format!("no row {what}"))?;
+        Ok(code_spans(&row[1]).iter().map(|subject| format!("{subject:?}")).collect::<Vec<_>>().join(", "))
+    };
+    let permissions =
+        format!("publish: [{}], subscribe: [{}]", subjects("publish")?, subjects("subscribe")?).replace('"', "'");
+    let extra = format!(
+        "authorization {{ users: [\n{{ user: admin, password: a }}\n\
+         {{ user: host, password: h, permissions: {{ {permissions} }} }}\n] }}\n"
+    );
+    let server = NatsServer::start_with(Settings { extra, ..Settings::default() }).await?;
+    let admin = server.url().replace("nats://", "nats://admin:a@");
+    command::host(["provision", "--server", &admin]).await?.success()?;
+    let args = ["--user", "host", "--password", "h", "--retry-min", "100ms"];
+    let host = Host::on(server.url()).component(tools::component("actor")?).args(args).start().await?;
+    host.until_ready(SOON).await?;
+
+    let options = async_nats::ConnectOptions::with_user_and_password("admin".to_owned(), "a".to_owned());
+    let jetstream = async_nats::jetstream::new(server.client_with(options).await?);
+    for mail in ["verdict support", "reject it", "fail-until 2"] {
+        jetstream.publish("mail.test", mail.into()).await?.await?;
+    }
+    let count = async || Ok((streams::count(&jetstream, "VERDICTS").await?, streams::count(&jetstream, "DEAD").await?));
+    eventually(SOON, "two verdicts and a dead letter", count, |counts| *counts == (2, 1)).await?;
+    Ok(())
+}
+
+/// What the operators' page quotes of errors is what the host says.
+#[test]
+fn quoted_errors_are_real() -> Result<()> {
+    let mut source = String::new();
+    for file in files(&tools::workspace().join("host/src"), "rs")? {
+        let text = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+        // A string that goes on in the next line after a backslash is one string.
+        let mut pieces = text.split("\\\n");
+        source += pieces.next().unwrap_or_default();
+        pieces.for_each(|piece| source += piece.trim_start());
+    }
+    let page = Page::read("docs/operating.md")?;
+    for row in page.tables("## Trouble").into_iter().flat_map(|(_, rows)| rows) {
+        for quote in code_spans(&row[0]).iter().filter(|quote| quote.contains(' ')) {
+            for piece in quote.split('…').map(str::trim).filter(|piece| piece.len() > 2) {
+                ensure!(source.contains(piece), "docs/operating.md: nothing in host/src says {piece:?} ({quote})");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Every source file has its line in the architecture page, and every line its file.
+#[test]
+fn the_map_of_files_is_complete() -> Result<()> {
+    let root = tools::workspace();
+    let mut has = BTreeSet::new();
+    for (folder, extension) in [("host", "rs"), ("guest", "rs"), ("tests", "rs"), ("xtask", "rs"), ("wit", "wit")] {
+        for file in files(&root.join(folder), extension)? {
+            has.insert(file.strip_prefix(&root)?.display().to_string());
+        }
+    }
+    let page = Page::read("docs/architecture.md")?;
+    let rows = page.tables("## Where things are").into_iter().flat_map(|(_, rows)| rows);
+    let says: BTreeSet<_> = rows.flat_map(|row| code_spans(&row[0])).collect();
+    let (missing, extra): (Vec<_>, Vec<_>) = (has.difference(&says).collect(), says.difference(&has).collect());
+    ensure!(missing.is_empty() && extra.is_empty(), "docs/architecture.md: missing {missing:?}, not there {extra:?}");
+    Ok(())
+}
+
+/// The schema takes what the host takes for a verdict, up to the bounds, and nothing beyond them.
+#[tokio::test]
+async fn the_schema_is_the_verdicts_form() -> Result<()> {
+    let schema = Schema::load()?;
+    let mut args = vec!["triage".into(), tools::component("triage")?.into_os_string()];
+    args.extend(tools::mails()?.into_iter().map(PathBuf::into_os_string));
+    let printed = command::host(args).await?.stdout;
+    ensure!(printed.lines().count() > 30, "hardly any verdicts:\n{printed}");
+    for line in printed.lines() {
+        schema.check(&serde_json::from_str(line)?).with_context(|| line.to_owned())?;
+    }
+
+    let (longest, too_long) = ("q".repeat(64), "q".repeat(65));
+    let (id, long_id) = ("i".repeat(256), "i".repeat(257));
+    let actor = tools::component("actor")?;
+    for (told, accepted) in [
+        (format!("verdict {longest} urgent existing {id}"), true),
+        (format!("verdict {too_long} low new i"), false),
+        (format!("verdict support low new {long_id}"), false),
+        ("verdict Support low new i".to_owned(), false),
+        ("verdict a.b low new i".to_owned(), false),
+        ("verdict a_b-0 low new ä".to_owned(), true),
+        ("verdict support low new a\u{7f}b".to_owned(), false),
+        ("verdict support low new ".to_owned(), false),
+        ("reasons 16 256".to_owned(), true),
+        ("reasons 17 1".to_owned(), false),
+        ("reasons 1 257".to_owned(), false),
+    ] {
+        let actor = actor.as_os_str();
+        let output =
+            command::run(tools::host()?, ["triage".as_ref(), actor, "-".as_ref()], told.as_bytes(), SOON).await?;
+        ensure!(output.status.success() == accepted, "the host on {told:?}: {output:?}");
+        let verdict = if accepted { serde_json::from_str(&output.stdout)? } else { as_told(&told)? };
+        ensure!(schema.check(&verdict).is_ok() == accepted, "the schema on {verdict}");
+    }
+
+    let verdict = json!({ "priority": "low", "issue": { "kind": "new", "id": "i" }, "queue": "q", "reasons": [] });
+    schema.check(&verdict)?;
+    for (pointer, wrong) in [
+        ("/priority", json!("Low")),
+        ("/priority", json!(1)),
+        ("/issue", json!("i")),
+        ("/issue/kind", json!("old")),
+        ("/issue/id", json!("")),
+        ("/queue", json!("")),
+        ("/queue", json!("a b")),
+        ("/queue", json!("a\n")),
+        ("/reasons", json!("because")),
+        ("/reasons", json!([1])),
+    ] {
+        let mut changed = verdict.clone();
+        *changed.pointer_mut(pointer).context("a member")? = wrong;
+        ensure!(schema.check(&changed).is_err(), "the schema takes {changed}");
+    }
+    for member in ["priority", "issue", "queue", "reasons"] {
+        let mut changed = verdict.clone();
+        changed.as_object_mut().context("an object")?.remove(member);
+        ensure!(schema.check(&changed).is_err(), "the schema does without {member}");
+    }
+    Ok(())
+}
+
+/// The verdict that the actor was told to give, as JSON: what the host would have written if it had taken it.
+fn as_told(told: &str) -> Result<Value> {
+    let words: Vec<_> = told.split(' ').collect();
+    match words[..] {
+        ["verdict", queue, priority, kind, id] => {
+            Ok(json!({ "priority": priority, "issue": { "kind": kind, "id": id }, "queue": queue, "reasons": [] }))
+        }
+        ["reasons", count, bytes] => {
+            let reasons = vec!["r".repeat(bytes.parse()?); count.parse()?];
+            let issue = json!({ "kind": "new", "id": "actor" });
+            Ok(json!({ "priority": "normal", "issue": issue, "queue": "reasons", "reasons": reasons }))
+        }
+        _ => bail!("{told:?} tells of no verdict"),
+    }
+}
+
+struct Schema {
+    schemas: Schemas,
+    verdict: SchemaIndex,
+}
+
+impl Schema {
+    fn load() -> Result<Self> {
+        let file = tools::workspace().join("docs/verdict.schema.json");
+        let text = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+        let (mut schemas, mut compiler) = (Schemas::new(), Compiler::new());
+        let name = "file:///verdict.schema.json";
+        compiler.add_resource(name, serde_json::from_str(&text)?).map_err(|err| anyhow!("{err:#}"))?;
+        let verdict = compiler.compile(name, &mut schemas).map_err(|err| anyhow!("{err:#}"))?;
+        Ok(Self { schemas, verdict })
+    }
+
+    fn check(&self, value: &Value) -> Result<()> {
+        self.schemas.validate(value, self.verdict).map_err(|err| anyhow!("{err:#}"))
+    }
+}
+
+/// A flag as the help or the page shows it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Flag {
+    /// `-c, --component FILE`
+    spec: String,
+    variable: String,
+    default: String,
+}
+
+/// The flags in what `--help` prints; `-h` and `-V`, which every command has, are left out.
+fn flags_in(help: &str) -> BTreeSet<Flag> {
+    let begins = |line: &str| {
+        let indent = line.len() - line.trim_start().len();
+        matches!((indent, line.trim_start()), (2, flag) if flag.starts_with('-'))
+            || matches!((indent, line.trim_start()), (6, flag) if flag.starts_with("--"))
+    };
+    let mut flags = BTreeSet::new();
+    let mut lines = help.lines().peekable();
+    while let Some(line) = lines.next() {
+        if !begins(line) {
+            continue;
+        }
+        let (spec, description) = line.trim().split_once("  ").unwrap_or((line.trim(), ""));
+        let mut description = description.trim().to_owned();
+        while let Some(more) = lines.next_if(|more| !begins(more) && (more.is_empty() || more.starts_with("   "))) {
+            description += " ";
+            description += more.trim();
+        }
+        let spec = spec.replace(['<', '>'], "");
+        if spec.ends_with("--help") || spec.ends_with("--version") {
+            continue;
+        }
+        let noted = |key: &str, ends: &[char]| {
+            let value = description.split_once(&format!("[{key}: ")).map(|(_, rest)| rest.split(ends).next());
+            value.flatten().unwrap_or_default().to_owned()
+        };
+        flags.insert(Flag { variable: noted("env", &['=', ']']), default: noted("default", &[']']), spec });
+    }
+    flags
+}
+
+/// A Markdown page of the repository.
+struct Page {
+    /// From the top of the repository.
+    path: String,
+    blocks: Vec<Block>,
+    /// All that is not in a fenced block.
+    prose: String,
+}
+
+/// A fenced block.
+struct Block {
+    tag: String,
+    text: String,
+    /// The line of its fence in the page, from 1.
+    line: usize,
+    /// Nothing but empty lines between it and the block before.
+    follows: bool,
+}
+
+impl Page {
+    fn read(path: &str) -> Result<Self> {
+        let text = fs::read_to_string(tools::workspace().join(path)).with_context(|| format!("read {path}"))?;
+        let (mut blocks, mut prose, mut open) = (Vec::new(), String::new(), None::<Block>);
+        let mut follows = false;
+        for (number, line) in (1..).zip(text.lines()) {
+            match (&mut open, line.strip_prefix("```")) {
+                (None, Some(tag)) => {
+                    open = Some(Block { tag: tag.to_owned(), text: String::new(), line: number, follows });
+                }
+                (Some(_), Some("")) => {
+                    blocks.extend(open.take());
+                    follows = true;
+                }
+                (Some(block), _) => {
+                    block.text += line;
+                    block.text.push('\n');
+                }
+                (None, None) => {
+                    follows &= line.is_empty();
+                    prose += line;
+                    prose.push('\n');
+                }
+            }
+        }
+        ensure!(open.is_none(), "{path}: a fenced block does not end");
+        Ok(Self { path: path.to_owned(), blocks, prose })
+    }
+
+    /// The tables of the section under `heading` and its subsections: the last heading and the rows, without their
+    /// first.
+    fn tables(&self, heading: &str) -> Vec<(String, Vec<Vec<String>>)> {
+        let level = heading.split(' ').next().unwrap_or_default().len();
+        let depth = |line: &str| line.starts_with('#').then(|| line.len() - line.trim_start_matches('#').len());
+        let lines = self.prose.lines().skip_while(|line| *line != heading);
+        let section = lines.enumerate().take_while(|(at, line)| *at == 0 || depth(line).is_none_or(|d| d > level));
+        let mut tables: Vec<(String, Vec<Vec<String>>)> = Vec::new();
+        let (mut last, mut inside) = (heading, false);
+        for (_, line) in section {
+            let row = line.strip_prefix("| ").or(line.strip_prefix("|-")).and_then(|line| line.strip_suffix('|'));
+            match row {
+                None => {
+                    inside = false;
+                    last = if depth(line).is_some() { line } else { last };
+                }
+                Some(_) if !inside => {
+                    inside = true;
+                    tables.push((last.to_owned(), Vec::new()));
+                }
+                Some(row) if !line.starts_with("|-") => {
+                    let cells = row.split(" |").map(|cell| cell.trim().to_owned()).collect();
+                    tables.last_mut().into_iter().for_each(|(_, rows)| rows.push(Vec::clone(&cells)));
+                }
+                Some(_) => {}
+            }
+        }
+        tables
+    }
+}
+
+impl Block {
+    /// The file that the first line names in a comment.
+    fn file(&self) -> Result<&str> {
+        let first = self.text.lines().next().unwrap_or_default();
+        let name = first.strip_prefix("// ").or(first.strip_prefix("# "));
+        name.filter(|name| name.contains('.')).context("the block's first line names no file")
+    }
+}
+
+/// All pages.
+fn pages() -> Result<Vec<Page>> {
+    let root = tools::workspace();
+    let mut paths = vec!["README.md".to_owned(), "CONTRIBUTING.md".to_owned(), "CHANGELOG.md".to_owned()];
+    for file in files(&root.join("docs"), "md")? {
+        paths.push(file.strip_prefix(&root)?.display().to_string());
+    }
+    paths.iter().map(|path| Page::read(path)).collect()
+}
+
+/// The files below `folder` that end in `.extension`, sorted.
+fn files(folder: &Path, extension: &str) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in folder.read_dir().with_context(|| format!("read {}", folder.display()))? {
+        let path = entry?.path();
+        if path.is_dir() {
+            found.extend(files(&path, extension)?);
+        } else if path.extension().is_some_and(|found| found == extension) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn headings(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().filter(|line| line.starts_with('#')).map(|line| line.trim_start_matches('#').trim())
+}
+
+/// A heading as the fragment of a link, as GitHub makes it.
+fn slug(heading: &str) -> String {
+    let kept = heading.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+    kept.collect::<String>().to_lowercase().replace(' ', "-")
+}
+
+/// What stands between backticks.
+fn code_spans(text: &str) -> Vec<String> {
+    text.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+/// The blocks of a page as one bash script.
+struct Script {
+    page: String,
+    /// What runs, with a marker before each block.
+    text: String,
+    /// The lines to expect in the output of the block with this number.
+    expected: BTreeMap<usize, Vec<String>>,
+    folder: tempfile::TempDir,
+}
+
+/// Marks the output of a block; its number follows.
+const MARKER: &str = "---- block ";
+
+/// Ends what a page started in the background, in good order, whatever happened before. A build needs no network as long
+/// as cargo has what it needs, and is kept for the next time.
+const PRELUDE: &str = r#"
+set -euo pipefail
+end() {
+    status=$?
+    running=$(jobs -p)
+    [ -z "$running" ] || kill $running 2>/dev/null || true
+    wait
+    exit $status
+}
+trap end EXIT
+cargo() {
+    if [ "$1" = build ]; then
+        [ -e target ] || ln -s "$GUEST_TARGET" target
+        command cargo "$@" --offline 2>/dev/null || command cargo "$@"
+    else
+        command cargo "$@"
+    fi
+}
+dev_port() {
+    until grep --only-matching 'host verdicts --server nats://127.0.0.1:[0-9]*' "$OUTPUT" | grep --only-matching '[0-9]*$'; do
+        sleep 0.05
+    done
+}
+"#;
+
+impl Script {
+    fn of(page: &Page) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("mailroom-page-").tempdir().context("make a temporary folder")?;
+        let (mut text, mut expected) = (PRELUDE.to_owned(), BTreeMap::<usize, Vec<String>>::new());
+        let (mut last, mut files) = (None, 0);
+        for (number, block) in page.blocks.iter().enumerate() {
+            match block.tag.as_str() {
+                "sh" => {
+                    let lines = block.text.lines().filter(|line| !line.starts_with("cargo xtask "));
+                    let lines: Vec<_> = lines.collect();
+                    writeln!(text, "echo '{MARKER}{number}'\n{}", lines.join("\n"))?;
+                    last = Some(number);
+                }
+                "text" if block.follows => {
+                    let lines = block.text.lines().filter(|line| !line.trim().is_empty()).map(str::to_owned);
+                    expected.entry(last.context("output of nothing")?).or_default().extend(lines);
+                }
+                "rust" | "toml" => {
+                    files += 1;
+                    let source = folder.path().join(format!("file-{files}"));
+                    fs::write(&source, &block.text).with_context(|| format!("write {}", source.display()))?;
+                    writeln!(text, "cp '{}' '{}'", source.display(), block.file()?)?;
+                }
+                _ => {}
+            }
+        }
+        Ok(Self { page: page.path.clone(), text, expected, folder })
+    }
+
+    /// Runs it in a copy of the repository, as far as pages need one, and compares the output.
+    async fn run(&self, environment: &[(&str, &str)], deadline: Duration) -> Result<()> {
+        let (root, repository) = (tools::workspace(), self.folder.path().join("repository"));
+        let components = tools::component("triage")?;
+        let components = components.parent().context("the components' folder")?;
+        let guest_target = components.parent().context("the target folder")?.join("doc-guest");
+        fs::create_dir_all(&guest_target).with_context(|| format!("create {}", guest_target.display()))?;
+        fs::create_dir_all(repository.join("target/release"))?;
+        for (file, place) in [
+            (root.join("wit"), "wit"),
+            (root.join("tests"), "tests"),
+            (components.to_owned(), "target/components"),
+            (tools::host()?, "target/release/host"),
+        ] {
+            symlink(&file, repository.join(place)).with_context(|| format!("link to {}", file.display()))?;
+        }
+        let folder = if self.page == "docs/guests.md" { self.folder.path() } else { &repository };
+        let output = self.folder.path().join("output");
+
+        let (admin, http) = (free_port()?, free_port()?);
+        let text = self.text.replace("127.0.0.1:PORT", "127.0.0.1:$(dev_port)");
+        let text = text.replace("127.0.0.1:9464", &admin).replace("127.0.0.1:8080", &http);
+        let mut bash = Command::new("bash");
+        for (variable, _) in std::env::vars_os() {
+            let name = variable.to_string_lossy();
+            // What would change what the host or a build of a stranger's does.
+            if name.starts_with("MAILROOM_")
+                || name.starts_with("CARGO_") && name != "CARGO_HOME"
+                || name == "RUSTFLAGS"
+            {
+                bash.env_remove(variable);
+            }
+        }
+        let executables = [tools::host()?, tools::nats_server()?, tools::wasmtime()?];
+        let mut path = vec![repository.join("target/release")];
+        path.extend(executables.iter().filter_map(|executable| executable.parent()).map(Path::to_owned));
+        path.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
+        bash.arg("-c").arg(format!("exec >\"$OUTPUT\" 2>&1\n{text}")).current_dir(folder).process_group(0);
+        bash.env("PATH", std::env::join_paths(path)?).env("OUTPUT", &output).env("MAILROOM", &repository);
+        bash.env("MAILROOM_LISTEN", &admin).env("GUEST_TARGET", guest_target).envs(environment.iter().copied());
+
+        let mut bash = Group(Process::spawn("bash", bash)?);
+        let ended = bash.0.wait(deadline).await;
+        let printed = fs::read_to_string(&output).unwrap_or_default();
+        let status = ended.with_context(|| format!("{}:\n{printed}", self.page))?;
+        ensure!(status.success(), "{}: ended with {status}:\n{printed}", self.page);
+        self.compare(&printed)
+    }
+
+    fn compare(&self, printed: &str) -> Result<()> {
+        let mut outputs: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
+        let mut block = 0;
+        for line in printed.lines() {
+            match line.strip_prefix(MARKER).map(str::parse) {
+                Some(number) => block = number?,
+                None => outputs.entry(block).or_default().push(line),
+            }
+        }
+        for (block, lines) in &self.expected {
+            let output = outputs.get(block).map_or(&[][..], Vec::as_slice);
+            for line in lines {
+                let found = output.iter().any(|printed| matches(line, printed));
+                ensure!(found, "{}: not printed: {line}\nbut:\n{}", self.page, output.join("\n"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A process and all it started, killed together when this is dropped.
+struct Group(Process);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let id = i32::try_from(self.0.id()).ok().and_then(Pid::from_raw);
+        // Fails when nothing of it is left.
+        _ = id.map(|id| kill_process_group(id, Signal::KILL));
+    }
+}
+
+/// Whether `line` is `expected`, in which `…` stands for anything. Blanks count, how many does not.
+fn matches(expected: &str, line: &str) -> bool {
+    let plain = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let (expected, line) = (plain(expected), plain(line));
+    let pieces: Vec<_> = expected.split('…').collect();
+    let [first, middle @ .., last] = &pieces[..] else { return expected == line };
+    let Some(mut rest) = line.strip_prefix(first) else { return false };
+    for piece in middle {
+        match rest.split_once(piece) {
+            Some((_, after)) => rest = after,
+            None => return false,
+        }
+    }
+    rest.ends_with(last)
+}
+
+#[test]
+fn dots_stand_for_anything() {
+    for (expected, line, same) in [
+        ("a  b", "a b", true),
+        ("a b", "a bc", false),
+        ("a … c", "a b c", true),
+        ("a … c", "a b c d", false),
+        ("…b…", "abc", true),
+        ("a…b…c", "axbyc", true),
+        ("a…b…c", "ac", false),
+    ] {
+        assert_eq!(matches(expected, line), same, "{expected:?} {line:?}");
+    }
+}
+
+/// `127.0.0.1:PORT` that nobody listens on.
+fn free_port() -> Result<String> {
+    Ok(TcpListener::bind("127.0.0.1:0")
+        .and_then(|listener| listener.local_addr())
+        .context("find a free port")?
+        .to_string())
+}
