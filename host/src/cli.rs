@@ -105,3 +105,14 @@ pub(crate) fn print(text: &str) -> Result<()> {
         result => result.context("write to standard output"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A flag that contradicts or needs one that does not exist only shows when somebody uses it.
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -88,9 +88,16 @@ fn read_up_to(file: &mut File, buffer: &mut [u8]) -> std::io::Result<usize> {
 #[cfg(feature = "compile")]
 fn load_wasm(engine: &Engine, path: &Path) -> Result<Loaded> {
     let bytes = std::fs::read(path).with_context(|| format!("read component {}", path.display()))?;
-    let component = Component::from_binary(engine, &bytes)
-        .map_err(anyhow::Error::from)
-        .with_context(|| format!("{}: is no valid component", path.display()))?;
+    let component = Component::from_binary(engine, &bytes).map_err(|err| {
+        let name = path.display();
+        let err = anyhow::Error::from(err);
+        // The allocator checks the sizes that the component starts with, after it has been validated.
+        if format!("{err:#}").contains("pooling allocator") {
+            err.context(format!("{name}: is larger than a slot; a greater --memory-max may hold it"))
+        } else {
+            err.context(format!("{name}: is no valid component"))
+        }
+    })?;
     Ok(Loaded { component, digest: digest(&bytes), path: path.to_path_buf() })
 }
 
@@ -173,10 +180,10 @@ mod compiling {
         /// A component, a core module with its world embedded, or a .cwasm
         file: PathBuf,
         /// Print the component's WIT and nothing else
-        #[arg(long)]
+        #[arg(long, env = "MAILROOM_WIT", value_parser = clap::builder::BoolishValueParser::new())]
         wit: bool,
         /// Print JSON
-        #[arg(long, conflicts_with = "wit")]
+        #[arg(long, env = "MAILROOM_JSON", value_parser = clap::builder::BoolishValueParser::new(), conflicts_with = "wit")]
         json: bool,
     }
 
@@ -269,7 +276,9 @@ mod compiling {
             };
             let (imports, exports) = (names(&resolve.worlds[*world].imports), names(&resolve.worlds[*world].exports));
             let mut printer = WitPrinter::new(OutputToString::default());
-            printer.print(resolve, decoded.package(), &[]).context("print the component's WIT")?;
+            let main = decoded.package();
+            let others: Vec<_> = resolve.packages.iter().map(|(id, _)| id).filter(|id| *id != main).collect();
+            printer.print(resolve, main, &others).context("print the component's WIT")?;
             Ok(Self { imports, exports, wit: printer.output.to_string() })
         }
     }

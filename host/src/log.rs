@@ -1,7 +1,7 @@
 //! The log: text on a terminal, JSON otherwise, written by a thread of its own so that a slow reader of standard
 //! error never stalls the loop.
 
-use anyhow::{Context, Result};
+use anyhow::{Result, anyhow};
 use std::io::IsTerminal;
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
@@ -40,7 +40,7 @@ impl LogArgs {
     pub fn start(&self) -> Result<WorkerGuard> {
         // The client library tells of every connection at level info, and so does the host, in its own words.
         let filter = format!("async_nats=warn,{}", self.log);
-        let filter = EnvFilter::try_new(filter).with_context(|| format!("log filter {:?}", self.log))?;
+        let filter = EnvFilter::try_new(filter).map_err(|err| anyhow!("--log {:?}: {err}", self.log))?;
         let terminal = std::io::stderr().is_terminal();
         let json = match self.log_format {
             LogFormat::Auto => !terminal,

@@ -37,7 +37,7 @@ pub struct Mail {
 #[derive(Debug, thiserror::Error)]
 pub enum MailError {
     /// A file or directory that cannot be read, or is not what `--format` says.
-    #[error("read {name}: {source}")]
+    #[error("{name}: {source}")]
     Unreadable {
         /// The file, `standard input`, or the mail inside an mbox.
         name: String,
@@ -45,11 +45,20 @@ pub enum MailError {
         source: io::Error,
     },
     /// More than [`MAIL_MAX_BYTES`]; the rest of it was skipped where there are more mails.
-    #[error("{name} is larger than {} MiB, the most that NATS can take", MAIL_MAX_BYTES / 1024 / 1024)]
+    #[error("{name}: larger than {} MiB, the most that NATS can take", MAIL_MAX_BYTES / 1024 / 1024)]
     TooLarge {
         /// The file, or the mail inside an mbox.
         name: String,
     },
+}
+
+impl MailError {
+    /// What could not be read: the file, `standard input`, or the mail inside an mbox.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Unreadable { name, .. } | Self::TooLarge { name } => name,
+        }
+    }
 }
 
 /// What reading a mail gives.

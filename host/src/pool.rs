@@ -5,6 +5,7 @@ use crate::component::Loaded;
 use crate::interface::{self, Message, TriagePre, Verdict};
 use anyhow::{Context, Result, bail};
 use std::future::{Future, poll_fn};
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -127,6 +128,7 @@ pub struct Guest {
     limits: Limits,
     clock: Clock,
     digest: String,
+    path: PathBuf,
 }
 
 impl Guest {
@@ -136,7 +138,7 @@ impl Guest {
     /// An import that nothing provides, a missing `handler` export, or one of another shape; named, with the remedy.
     pub fn new(engine: &Engine, loaded: Loaded, configuration: Configuration, limits: Limits) -> Result<Self> {
         let Loaded { component, digest, path } = loaded;
-        let name = path.display();
+        let name = path.display().to_string();
         let kind = component.component_type();
         if !kind.exports(engine).any(|(export, _)| export == interface::HANDLER) {
             let exports: Vec<&str> = kind.exports(engine).map(|(export, _)| export).collect();
@@ -153,18 +155,56 @@ impl Guest {
         {
             bail!("{name}: has {} linear memories; a slot holds one, so merge its modules", needs.num_memories);
         }
-        let linker = link(engine, &component).with_context(|| name.to_string())?;
+        let linker = link(engine, &component).with_context(|| name.clone())?;
         let pre = linker
             .instantiate_pre(&component)
             .and_then(TriagePre::new)
             .map_err(anyhow::Error::from)
             .with_context(|| format!("{name}: does not fit the interfaces of this host"))?;
-        Ok(Self { engine: engine.clone(), pre, configuration, limits, clock: Clock::start(engine.clone())?, digest })
+        Ok(Self {
+            engine: engine.clone(),
+            pre,
+            configuration,
+            limits,
+            clock: Clock::start(engine.clone())?,
+            digest,
+            path,
+        })
     }
 
     /// The SHA-256 of the component's bytes, as `sha256:…`; of a `.cwasm`, that of the `.wasm` it was made from.
     pub fn digest(&self) -> &str {
         &self.digest
+    }
+
+    /// Makes an instance and throws it away: what only then shows is said at start instead of for every message.
+    ///
+    /// # Errors
+    /// The component traps while it is instantiated, exceeds its limits, or exports a handler of another shape.
+    pub async fn try_out(&self) -> Result<()> {
+        let started = Instant::now();
+        let _running = self.clock.run();
+        let mut store = self.store(started);
+        match within(self.limits.deadline, started, self.pre.instantiate_async(&mut store)).await {
+            Some(Ok(_)) => Ok(()),
+            Some(Err(err)) => Err(anyhow::Error::from(err))
+                .with_context(|| format!("{}: does not fit the interfaces of this host", self.path.display())),
+            None => bail!("{}: no instance within {:?}; see --deadline", self.path.display(), self.limits.deadline),
+        }
+    }
+
+    /// The bounds of one instance whose time began at `started`.
+    fn store(&self, started: Instant) -> Store<State> {
+        let limits = &self.limits;
+        let mut store = Store::new(&self.engine, State::new(self.configuration.clone(), limits.memory_max_bytes));
+        store.limiter(|state| &mut state.limiter);
+        store.set_hostcall_fuel(limits.output_max_bytes);
+        store.set_epoch_deadline(1);
+        let deadline = limits.deadline;
+        store.epoch_deadline_callback(move |_| {
+            Ok(if started.elapsed() < deadline { UpdateDeadline::Yield(1) } else { UpdateDeadline::Interrupt })
+        });
+        store
     }
 
     /// Runs the guest once on `message`, in a fresh instance.
@@ -177,15 +217,9 @@ impl Guest {
     pub async fn triage(&self, message: &Message) -> Run {
         let started = Instant::now();
         let limits = &self.limits;
-        let _running = self.clock.run();
-        let mut store = Store::new(&self.engine, State::new(self.configuration.clone(), limits.memory_max_bytes));
-        store.limiter(|state| &mut state.limiter);
-        store.set_hostcall_fuel(limits.output_max_bytes);
-        store.set_epoch_deadline(1);
         let deadline = limits.deadline;
-        store.epoch_deadline_callback(move |_| {
-            Ok(if started.elapsed() < deadline { UpdateDeadline::Yield(1) } else { UpdateDeadline::Interrupt })
-        });
+        let _running = self.clock.run();
+        let mut store = self.store(started);
 
         let mut instantiate = Duration::ZERO;
         let answer = within(deadline, started, async {
@@ -224,7 +258,7 @@ fn broken(error: &wasmtime::Error, memory_refused: bool, limits: &Limits) -> Fai
         Some(Trap::Interrupt) => (Fault::Deadline, format!("no answer within {:?}", limits.deadline)),
         Some(Trap::StackOverflow) => (Fault::Stack, "stack overflow".to_string()),
         _ if memory_refused => (Fault::Memory, format!("more than {} bytes of memory wanted", limits.memory_max_bytes)),
-        Some(trap) => (Fault::Trap, trap.to_string()),
+        Some(trap) => (Fault::Trap, trap.to_string().trim_start_matches("wasm trap: ").to_string()),
         None => {
             let cause = error.root_cause().to_string();
             let fault = if cause.contains("fuel allocated for hostcalls") { Fault::Output } else { Fault::Trap };
@@ -236,7 +270,7 @@ fn broken(error: &wasmtime::Error, memory_refused: bool, limits: &Limits) -> Fai
             .frames()
             .iter()
             .map(|frame| match frame.func_name() {
-                Some(name) => wasmtime_demangled(name),
+                Some(name) => demangled(name),
                 None => format!("function {}", frame.func_index()),
             })
             .collect();
@@ -249,7 +283,7 @@ fn broken(error: &wasmtime::Error, memory_refused: bool, limits: &Limits) -> Fai
 }
 
 /// A function's name as its author wrote it.
-fn wasmtime_demangled(name: &str) -> String {
+fn demangled(name: &str) -> String {
     rustc_demangle::try_demangle(name).map_or_else(|_| name.to_string(), |name| format!("{name:#}"))
 }
 

@@ -40,15 +40,15 @@ pub struct ProvisionArgs {
     layout: LayoutArgs,
 
     /// Change nothing; exit with code 1 if anything is missing or differs
-    #[arg(long, conflicts_with = "update", help_heading = "Mode")]
+    #[arg(long, env = "MAILROOM_CHECK", value_parser = clap::builder::BoolishValueParser::new(), conflicts_with = "update", help_heading = "Mode")]
     check: bool,
 
     /// Bring what exists and differs to these settings
-    #[arg(long, help_heading = "Mode")]
+    #[arg(long, env = "MAILROOM_UPDATE", value_parser = clap::builder::BoolishValueParser::new(), help_heading = "Mode")]
     update: bool,
 
     /// Print the report as JSON
-    #[arg(long, help_heading = "Mode")]
+    #[arg(long, env = "MAILROOM_JSON", value_parser = clap::builder::BoolishValueParser::new(), help_heading = "Mode")]
     json: bool,
 }
 
@@ -68,7 +68,7 @@ struct LayoutArgs {
     bucket: String,
 
     /// Create no key-value bucket
-    #[arg(long)]
+    #[arg(long, env = "MAILROOM_NO_BUCKET", value_parser = clap::builder::BoolishValueParser::new())]
     no_bucket: bool,
 
     /// How long a message may stay unacknowledged before the server delivers it again. Must be longer than the

@@ -91,7 +91,7 @@ pub struct RunArgs {
     component: PathBuf,
 
     /// Start a private nats-server with JetStream, provision it, and clean up on exit
-    #[arg(long, env = "MAILROOM_DEV", conflicts_with_all = ["server", "creds", "user", "token", "nkey_file"])]
+    #[arg(long, env = "MAILROOM_DEV", value_parser = clap::builder::BoolishValueParser::new(), conflicts_with_all = ["servers", "creds", "user", "password", "password_file", "token", "token_file", "nkey_file"])]
     dev: bool,
 
     /// nats-server executable for --dev [default: the one on the PATH]
@@ -200,6 +200,7 @@ impl RunArgs {
         let engine = pool::engine(&config.limits)?;
         let loaded = load(&engine, &config.component)?;
         let guest = Arc::new(Guest::new(&engine, loaded, config.configuration.clone(), config.limits.clone())?);
+        runtime.block_on(guest.try_out())?;
 
         let server = dev.then(|| DevServer::start(nats_server.as_deref())).transpose()?;
         if let Some(server) = &server {

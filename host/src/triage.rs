@@ -34,11 +34,11 @@ pub struct TriageArgs {
     format: Format,
 
     /// Print a JSON verdict a line; so it is when piped
-    #[arg(long)]
+    #[arg(long, env = "MAILROOM_JSON", value_parser = clap::builder::BoolishValueParser::new())]
     json: bool,
 
     /// With --json: name the mail and say what happened to it, `{"mail":…,"verdict":{…}}` a line
-    #[arg(long, requires = "json")]
+    #[arg(long, env = "MAILROOM_NAMES", value_parser = clap::builder::BoolishValueParser::new(), requires = "json")]
     names: bool,
 
     #[command(flatten)]
@@ -61,6 +61,7 @@ impl TriageArgs {
         let guest = Guest::new(&engine, load(&engine, &self.component)?, configuration, limits)?;
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+        runtime.block_on(guest.try_out())?;
 
         let mut out = std::io::stdout().lock();
         let json = self.json || !out.is_terminal();
@@ -71,11 +72,15 @@ impl TriageArgs {
                     let run = runtime.block_on(guest.triage(&message(number, data)));
                     (name, run.outcome.map_err(|failure| explain(&failure)))
                 }
-                Err(err) => (String::new(), Err(format!("{err:#}"))),
+                Err(err) => (err.name().to_string(), Err(err.to_string())),
             };
             if let Err(failure) = &outcome {
                 complete = false;
-                if name.is_empty() { eprintln!("error: {failure}") } else { eprintln!("error: {name}: {failure}") }
+                if failure.starts_with(&name) {
+                    eprintln!("error: {failure}");
+                } else {
+                    eprintln!("error: {name}: {failure}");
+                }
             }
             let written = match (&outcome, json) {
                 (Ok(verdict), true) if self.names => {

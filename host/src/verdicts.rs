@@ -30,23 +30,23 @@ Examples:
 With --json every line is {\"id\":…,\"time\":…,\"verdict\":{\"priority\":…,\"issue\":{\"kind\":…,\"id\":…},\"queue\":…,\"reasons\":[…]}}.")]
 pub struct VerdictsArgs {
     /// Wait for new verdicts instead of stopping at the end
-    #[arg(short, long)]
+    #[arg(short, long, env = "MAILROOM_FOLLOW", value_parser = clap::builder::BoolishValueParser::new())]
     follow: bool,
 
     /// Stop after this many
-    #[arg(long, value_name = "NUMBER")]
+    #[arg(long, value_name = "NUMBER", env = "MAILROOM_LIMIT")]
     limit: Option<u64>,
 
     /// Only verdicts for this queue
-    #[arg(long, value_name = "QUEUE")]
+    #[arg(long, value_name = "QUEUE", env = "MAILROOM_QUEUE")]
     queue: Option<String>,
 
     /// Only verdicts stored in this time, such as 10m or 2days
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", env = "MAILROOM_SINCE", value_parser = humantime::parse_duration)]
     since: Option<Duration>,
 
     /// One JSON object a line
-    #[arg(long)]
+    #[arg(long, env = "MAILROOM_JSON", value_parser = clap::builder::BoolishValueParser::new())]
     json: bool,
 
     #[command(flatten)]

@@ -22,12 +22,12 @@ impl Configuration {
         for pair in pairs {
             match pair.as_ref().split_once('=') {
                 Some((key, value)) if !key.is_empty() => sorted.insert(key.to_string(), value.to_string()),
-                _ => bail!("configuration {:?} is not of the form KEY=VALUE", pair.as_ref()),
+                _ => bail!("--config {:?} is not of the form KEY=VALUE", pair.as_ref()),
             };
         }
         let bytes: usize = sorted.iter().map(|(key, value)| key.len() + value.len()).sum();
         if bytes > MAX_BYTES {
-            bail!("configuration of {bytes} bytes; at most {MAX_BYTES}");
+            bail!("--config: {bytes} bytes in all; at most {MAX_BYTES}");
         }
         Ok(Self(sorted.into_iter().collect()))
     }
