@@ -5,7 +5,7 @@
 //! computes runs to its end without a task switch, and one that waits lets the others go on.
 
 use crate::admin::{Condition, Health, Metrics, Stage, Stages};
-use crate::interface::Message;
+use crate::interface::{Message, Verdict};
 use crate::names::Names;
 use crate::nats::{ConnectError, Nats, refusal};
 use crate::pool::Guest;
@@ -34,6 +34,9 @@ const BEAT: Duration = Duration::from_millis(250);
 
 /// The first and the longest wait before something that failed is repeated: storing, connecting, looking up.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// How long a shard that could not fetch waits before it looks for its consumer again.
+const RETURN_AFTER: Duration = Duration::from_secs(1);
 
 /// Longest wait for an answer of JetStream's, a PubAck for example.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -109,14 +112,14 @@ impl Consumer {
     }
 }
 
-/// Connects, as often as it takes.
+/// Connects, as often as it takes. `losses` counts how often the connection is lost afterwards.
 ///
 /// # Errors
 /// The server refuses the credentials, which repeating does not mend. Nothing, if `stop` comes first.
 pub async fn connect_patiently(
     nats: &Nats,
     name: &str,
-    connections: Arc<AtomicU64>,
+    losses: Arc<AtomicU64>,
     connected: Condition,
     stop: &CancellationToken,
 ) -> Result<Option<Client>, ConnectError> {
@@ -124,12 +127,12 @@ pub async fn connect_patiently(
         let (connected, name) = (connected.clone(), name.to_string());
         move |event: async_nats::Event| match event {
             async_nats::Event::Connected => {
-                connections.fetch_add(1, Ordering::Relaxed);
-                if connected.set(true) && connections.load(Ordering::Relaxed) > 1 {
+                if connected.set(true) && losses.load(Ordering::Relaxed) > 0 {
                     tracing::info!(connection = name, "connected to NATS again");
                 }
             }
             async_nats::Event::Disconnected => {
+                losses.fetch_add(1, Ordering::Relaxed);
                 connected.set(false);
                 tracing::warn!(connection = name, "connection to NATS lost; reconnecting");
             }
@@ -170,10 +173,10 @@ impl Host {
             let connected = self.health.condition(&format!("shard {number}: no connection to NATS"));
             let found = self.health.condition(&format!("shard {number}: no consumer to pull from"));
             let storing = self.health.condition(&format!("shard {number}: verdicts cannot be stored"));
-            let connections = Arc::new(AtomicU64::new(0));
+            let losses = Arc::new(AtomicU64::new(0));
             let name = format!("mailroom shard {number}");
             let Some(client) =
-                connect_patiently(&self.nats, &name, connections.clone(), connected, &self.stop.drain).await?
+                connect_patiently(&self.nats, &name, losses.clone(), connected, &self.stop.drain).await?
             else {
                 return Ok(());
             };
@@ -194,8 +197,7 @@ impl Host {
                 };
                 let api = self.nats.api_prefix();
                 let source =
-                    Source::open(client.clone(), api, consumer.stream_created, &consumer.info, connections.clone())
-                        .await?;
+                    Source::open(client.clone(), api, consumer.stream_created, &consumer.info, losses.clone()).await?;
                 wait = BACK_OFF.0;
                 found.set(true);
                 Shard {
@@ -217,6 +219,11 @@ impl Host {
                 .serve(source)
                 .await?;
                 found.set(false);
+                // Whatever kept the shard from fetching may still do so, though the consumer is there.
+                select! {
+                    () = sleep(RETURN_AFTER) => {}
+                    () = self.stop.drain.cancelled() => {}
+                }
             }
             // Acknowledgements are only queued until the connection has written them.
             let _ = tokio::time::timeout(REQUEST_TIMEOUT, client.flush()).await;
@@ -256,7 +263,7 @@ impl Shard<'_> {
         let mut running = FuturesUnordered::new();
         let mut beat = interval(BEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
+        'fetch: loop {
             let room = if self.failing.get() > 0 { 0 } else { self.max_in_flight.saturating_sub(running.len()) };
             select! {
                 biased;
@@ -270,8 +277,7 @@ impl Shard<'_> {
                             Event::Delivery(delivery) => running.push(self.process(*delivery)),
                             Event::Trouble(trouble) => {
                                 tracing::error!("cannot fetch messages: {trouble}");
-                                self.finish(&mut running).await;
-                                return Ok(());
+                                break 'fetch;
                             }
                         }
                         event = source.ready();
@@ -280,9 +286,13 @@ impl Shard<'_> {
             }
         }
         let not_begun = source.close().await;
-        for delivery in &not_begun {
-            self.hand_back(delivery).await;
-        }
+        let hand_back = async {
+            for delivery in &not_begun {
+                self.hand_back(delivery).await;
+            }
+        };
+        // Without a connection the client's buffer may be full; the server delivers again then, a little later.
+        let _ = tokio::time::timeout(REQUEST_TIMEOUT, hand_back).await;
         self.finish(&mut running).await;
         // What still runs is on the list; its guards find nothing left to take off it.
         let left: Vec<Held> = self.held.borrow_mut().drain().collect();
@@ -290,10 +300,13 @@ impl Shard<'_> {
         if !left.is_empty() {
             tracing::warn!("{} messages were not done in time and will be delivered again", left.len());
         }
-        for held in left {
-            let _ = self.client.publish(held.reply, AckKind::Nak(None).into()).await;
-            self.stages.settled("returned", "stop");
-        }
+        let hand_back = async {
+            for held in left {
+                let _ = self.client.publish(held.reply, AckKind::Nak(None).into()).await;
+                self.stages.settled("returned", "stop");
+            }
+        };
+        let _ = tokio::time::timeout(REQUEST_TIMEOUT, hand_back).await;
         self.stages.flush(0, 0);
         Ok(())
     }
@@ -316,12 +329,12 @@ impl Shard<'_> {
     async fn process(&self, delivery: Delivery) {
         let _held = self.hold(&delivery);
 
+        // It may have its verdict already, if the acknowledgement was lost.
+        if delivery.count > 1 && self.has_verdict(&delivery.message).await {
+            return self.acknowledge(&delivery, AckKind::Ack, "duplicate", "").await;
+        }
         let settlement = match admit(delivery.count, self.policy) {
             Some(dead) => dead,
-            // It may have its verdict already, if the acknowledgement was lost.
-            None if delivery.count > 1 && self.has_verdict(&delivery.message).await => {
-                return self.acknowledge(&delivery, AckKind::Ack, "duplicate", "").await;
-            }
             None => {
                 let Some(settlement) = self.run(&delivery).await else { return };
                 settlement
@@ -331,15 +344,9 @@ impl Shard<'_> {
         let started = Instant::now();
         match settlement {
             Settlement::Verdict(verdict) => {
-                // The server knows a second verdict by its message id only for a while.
-                let late = delivery.arrived.elapsed() > self.half_window;
-                let stored = if late && self.has_verdict(&delivery.message).await {
-                    Stored::Before
-                } else {
-                    match self.persist("store a verdict", || self.sink.verdict(&delivery, &verdict)).await {
-                        Ok(stored) => stored,
-                        Err(err) => return self.unstorable(&delivery, &err).await,
-                    }
+                let stored = match self.persist("store a verdict", || self.store(&delivery, &verdict)).await {
+                    Ok(stored) => stored,
+                    Err(err) => return self.unstorable(&delivery, &err).await,
                 };
                 self.stages.observe(Stage::Publish, started.elapsed());
                 let outcome = if stored == Stored::Now { "verdict" } else { "duplicate" };
@@ -375,6 +382,16 @@ impl Shard<'_> {
         self.stages.observe(Stage::Instantiate, run.instantiate);
         self.stages.observe(Stage::Guest, run.guest);
         Some(settle(run.outcome, delivery.count, self.policy, Self::spread()))
+    }
+
+    /// Tries once to store the verdict. The server knows a second one by its message id only for a while; after half
+    /// of it every attempt looks first, for another host may have had the message meanwhile.
+    async fn store(&self, delivery: &Delivery, verdict: &Verdict) -> Result<Stored, StoreError> {
+        let late = delivery.arrived.elapsed() > self.half_window;
+        if late && self.sink.has_verdict(&delivery.message.id).await? {
+            return Ok(Stored::Before);
+        }
+        self.sink.verdict(delivery, verdict).await
     }
 
     async fn has_verdict(&self, message: &Message) -> bool {
@@ -439,6 +456,14 @@ impl Shard<'_> {
 
     /// Tells the server of messages that take long, and hands the metrics over.
     async fn beat(&self, running: usize) {
+        // Without a connection there is nobody to tell, and the client's buffer must not fill up with it.
+        if self.client.connection_state() == async_nats::connection::State::Connected {
+            self.tell_of_long_ones().await;
+        }
+        self.stages.flush(running, self.slots_total - self.slots.available_permits());
+    }
+
+    async fn tell_of_long_ones(&self) {
         let due: Vec<async_nats::Subject> = self
             .held
             .borrow_mut()
@@ -452,7 +477,6 @@ impl Shard<'_> {
         for reply in due {
             let _ = self.client.publish(reply, AckKind::Progress.into()).await;
         }
-        self.stages.flush(running, self.slots_total - self.slots.available_permits());
     }
 
     /// A number in 0..=1, another one each time.

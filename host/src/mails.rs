@@ -498,9 +498,9 @@ mod tests {
         );
         assert_eq!(names(&root.path().join("a.mbox"), Format::Mail), ["a.mbox"]);
         assert_eq!(names(&root.path().join("inbox"), Format::Maildir).len(), 2);
-        assert_eq!(names(&root.path().join("sub"), Format::Maildir), ["read sub: no Maildir: it has no cur/ and new/"]);
-        assert_eq!(names(&root.path().join("b.eml"), Format::Maildir), ["read b.eml: no Maildir: it is a file"]);
+        assert_eq!(names(&root.path().join("sub"), Format::Maildir), ["sub: no Maildir: it has no cur/ and new/"]);
+        assert_eq!(names(&root.path().join("b.eml"), Format::Maildir), ["b.eml: no Maildir: it is a file"]);
         let missing = names(&root.path().join("nothing"), Format::Auto);
-        assert!(missing[0].starts_with("read nothing: "), "{missing:?}");
+        assert!(missing[0].starts_with("nothing: "), "{missing:?}");
     }
 }

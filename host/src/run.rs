@@ -27,6 +27,9 @@ use tokio::task::JoinSet;
 /// How often the consumer's backlog is asked for.
 const BACKLOG_INTERVAL: Duration = Duration::from_secs(5);
 
+/// Longest wait for the shards after the grace period: they only hand messages back.
+const STOP_MAX: Duration = Duration::from_secs(20);
+
 /// Longest wait for an answer of JetStream's at start.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -324,11 +327,11 @@ async fn serve(config: Config, guest: Arc<Guest>, signals: &mut Signals) -> Resu
     let grace = async {
         tokio::time::sleep(config.grace).await;
         stop.now.cancel();
-        std::future::pending::<()>().await;
+        tokio::time::sleep(STOP_MAX).await;
     };
     select! {
         () = finish => {}
-        () = grace => {}
+        () = grace => bail!("a shard did not stop within {STOP_MAX:?} of the grace period's end"),
         name = signals.next() => {
             tracing::warn!("{name} again: stopping at once; what runs is delivered again");
             std::process::exit(128 + signals.last);

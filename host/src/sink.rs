@@ -6,11 +6,18 @@ use crate::names::Names;
 use crate::settle::DeadReason;
 use crate::source::Delivery;
 use async_nats::HeaderMap;
-use async_nats::jetstream::context::PublishErrorKind;
+use async_nats::jetstream::context::{PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::LastRawMessageErrorKind;
-use async_nats::jetstream::{Context, ErrorCode};
+use async_nats::jetstream::{self, Context, ErrorCode};
 use std::time::SystemTime;
+
+/// Most bytes of a trace header that is copied to the verdict: what W3C Trace Context asks everyone to carry.
+const TRACE_MAX_BYTES: usize = 512;
+
+/// JetStream's error codes for a message that no stream will ever take as it is: larger than the stream's
+/// `max_msg_size`, or with more than 64 KiB of headers.
+const NEVER_STORED: [u64; 2] = [10_054, 10_097];
 
 /// Most bytes of the header `Mailroom-Detail`.
 const DETAIL_MAX_BYTES: usize = 4 << 10;
@@ -38,7 +45,7 @@ pub enum StoreError {
     #[error("{0}")]
     Unavailable(String),
     /// The result is larger than the server takes and will never be stored.
-    #[error("larger than the server's max_payload, which has to be raised")]
+    #[error("larger than the server's max_payload, the stream's max_msg_size or the 64 KiB that headers may have")]
     TooLarge,
 }
 
@@ -63,6 +70,7 @@ impl Sink {
         for (name, value) in &delivery.message.headers {
             for trace in ["traceparent", "tracestate"] {
                 if name.eq_ignore_ascii_case(trace)
+                    && value.len() <= TRACE_MAX_BYTES
                     && let Ok(value) = std::str::from_utf8(value)
                 {
                     headers.insert(trace, value);
@@ -152,10 +160,16 @@ impl Sink {
             Err(err) => match err.kind() {
                 PublishErrorKind::WrongLastSequence => Ok(Stored::Before),
                 PublishErrorKind::MaxPayloadExceeded => Err(StoreError::TooLarge),
+                _ if never_stored(&err) => Err(StoreError::TooLarge),
                 _ => Err(StoreError::Unavailable(err.to_string())),
             },
         }
     }
+}
+
+fn never_stored(err: &PublishError) -> bool {
+    let cause = std::error::Error::source(err).and_then(|cause| cause.downcast_ref::<jetstream::Error>());
+    cause.is_some_and(|cause| NEVER_STORED.contains(&cause.error_code().0))
 }
 
 /// The name that a sender's header keeps in a dead letter: NATS would act on its own names there, and ours speak

@@ -8,7 +8,7 @@ use async_nats::jetstream::message::AckKind;
 use async_nats::{Client, HeaderMap, StatusCode, Subject, Subscriber};
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -60,15 +60,17 @@ pub struct Source {
     batch_max: usize,
     subscription: Subscriber,
     inbox: String,
-    /// Counts connections; another number than `connected` means that the pulls are gone.
-    connections: Arc<AtomicU64>,
-    connected: u64,
+    /// The subscription before the last [`Source::renew`], until what was on its way to it has arrived.
+    ending: Option<Subscriber>,
+    /// Counts lost connections; another number than `losses_seen` means that the pulls are gone.
+    losses: Arc<AtomicU64>,
+    losses_seen: u64,
     /// Waiting pulls by number, with the time at which the server must have ended them.
-    pulls: HashMap<u64, Instant>,
+    pulls: BTreeMap<u64, Instant>,
     pull_number: u64,
     /// Messages asked for and not yet received.
     requested: usize,
-    /// Received on an earlier connection and not yet handed out.
+    /// Received by an earlier subscription and not yet handed out.
     backlog: VecDeque<async_nats::Message>,
     last_heard: Instant,
 }
@@ -76,7 +78,7 @@ pub struct Source {
 impl Source {
     /// Subscribes to an inbox of its own; pulls nothing yet.
     ///
-    /// `connections` counts how often the client has connected: pulls do not survive a lost connection.
+    /// `losses` counts how often the client lost its connection, which pulls do not survive.
     ///
     /// # Errors
     /// The connection is closed.
@@ -85,7 +87,7 @@ impl Source {
         api_prefix: &str,
         stream_created: i64,
         consumer: &Info,
-        connections: Arc<AtomicU64>,
+        losses: Arc<AtomicU64>,
     ) -> Result<Self> {
         let inbox = client.new_inbox();
         let subscription = client.subscribe(format!("{inbox}.*")).await.context("subscribe to the pull inbox")?;
@@ -95,12 +97,13 @@ impl Source {
             next_subject: format!("{api_prefix}.CONSUMER.MSG.NEXT.{stream}.{name}"),
             id_prefix: format!("{stream}:{stream_created}:{name}:"),
             batch_max,
-            connected: connections.load(Ordering::Relaxed),
-            connections,
+            losses_seen: losses.load(Ordering::Relaxed),
+            losses,
             client,
             subscription,
             inbox,
-            pulls: HashMap::new(),
+            ending: None,
+            pulls: BTreeMap::new(),
             pull_number: 0,
             requested: 0,
             backlog: VecDeque::new(),
@@ -114,24 +117,26 @@ impl Source {
     /// The connection is closed for good.
     ///
     /// # Cancel safety
-    /// No message is lost when the future is dropped.
+    /// No message is lost when the future is dropped. Lost pulls are noticed when it is called: call it anew every
+    /// second or so.
     pub async fn next(&mut self, room: usize) -> Result<Event> {
         loop {
-            if self.connected != self.connections.load(Ordering::Relaxed) {
+            if self.losses_seen != self.losses.load(Ordering::Relaxed) {
                 self.renew().await?;
             }
-            if let Some(event) = self.backlog.pop_front().and_then(|message| self.read(message)) {
+            self.collect_ending();
+            if let Some(event) = self.backlog.pop_front().and_then(|message| self.read_old(message)) {
                 return Ok(event);
             }
+            self.check_silence().await?;
             self.pull(room).await?;
-            match tokio::time::timeout(IDLE_HEARTBEAT, self.subscription.next()).await {
-                Ok(Some(message)) => {
+            match self.subscription.next().await {
+                Some(message) => {
                     if let Some(event) = self.read(message) {
                         return Ok(event);
                     }
                 }
-                Ok(None) => anyhow::bail!("the connection to NATS is closed"),
-                Err(_) => self.check_silence().await?,
+                None => anyhow::bail!("the connection to NATS is closed"),
             }
         }
     }
@@ -139,12 +144,15 @@ impl Source {
     /// A delivery that has arrived already, if there is one.
     pub fn ready(&mut self) -> Option<Event> {
         loop {
-            let message = match self.backlog.pop_front() {
-                Some(message) => message,
-                None => self.subscription.next().now_or_never()??,
+            let event = match self.backlog.pop_front() {
+                Some(message) => self.read_old(message),
+                None => {
+                    let message = self.subscription.next().now_or_never()??;
+                    self.read(message)
+                }
             };
-            if let Some(event) = self.read(message) {
-                return Some(event);
+            if event.is_some() {
+                return event;
             }
         }
     }
@@ -166,6 +174,7 @@ impl Source {
             .await
             .context("ask for messages")?;
         let now = Instant::now();
+        self.forget_ended(now);
         if self.pulls.is_empty() {
             self.last_heard = now;
         }
@@ -175,10 +184,18 @@ impl Source {
         Ok(())
     }
 
+    /// Forgets pulls that must have ended. The server says so of those it could not fill only.
+    fn forget_ended(&mut self, now: Instant) {
+        while let Some(oldest) = self.pulls.first_entry()
+            && *oldest.get() <= now
+        {
+            oldest.remove();
+        }
+    }
+
     /// Takes lost pulls for ended, and all of them when the server has been silent for too long.
     async fn check_silence(&mut self) -> Result<()> {
-        let now = Instant::now();
-        self.pulls.retain(|_, ends| *ends > now);
+        self.forget_ended(Instant::now());
         if self.pulls.is_empty() {
             self.requested = 0;
         } else if self.last_heard.elapsed() > SILENCE_MAX {
@@ -190,19 +207,38 @@ impl Source {
 
     /// A new inbox: what old pulls may still bring would come on top of what is asked for now.
     async fn renew(&mut self) -> Result<()> {
-        self.connected = self.connections.load(Ordering::Relaxed);
+        let losses = self.losses.load(Ordering::Relaxed);
         let inbox = self.client.new_inbox();
         let subscription = self.client.subscribe(format!("{inbox}.*")).await.context("subscribe to the pull inbox")?;
-        let mut old = std::mem::replace(&mut self.subscription, subscription);
+        // Nothing is awaited while the state changes, so that a dropped future leaves it whole.
+        self.collect_ending();
+        self.ending = Some(std::mem::replace(&mut self.subscription, subscription));
         self.inbox = inbox;
-        let _ = old.unsubscribe().await;
-        while let Some(Some(message)) = old.next().now_or_never() {
-            self.backlog.push_back(message);
-        }
+        self.losses_seen = losses;
         self.pulls.clear();
         self.requested = 0;
         self.last_heard = Instant::now();
+        if let Some(ending) = &mut self.ending {
+            let _ = ending.drain().await;
+        }
         Ok(())
+    }
+
+    /// Takes what has arrived on the subscription before this one.
+    fn collect_ending(&mut self) {
+        while let Some(ending) = &mut self.ending {
+            match ending.next().now_or_never() {
+                Some(Some(message)) => self.backlog.push_back(message),
+                Some(None) => self.ending = None,
+                None => return,
+            }
+        }
+    }
+
+    /// A message of an earlier subscription, which no pull of this one asked for.
+    fn read_old(&self, message: async_nats::Message) -> Option<Event> {
+        let is_message = message.status.is_none_or(|status| status == StatusCode::OK);
+        is_message.then(|| self.deliver(message)).flatten()
     }
 
     /// Makes an event of what arrived, or takes note of what the server says about a pull.
@@ -217,6 +253,10 @@ impl Source {
         if self.requested == 0 {
             self.pulls.clear();
         }
+        self.deliver(message)
+    }
+
+    fn deliver(&self, message: async_nats::Message) -> Option<Event> {
         match Delivery::read(message, &self.id_prefix) {
             Ok(delivery) => Some(Event::Delivery(Box::new(delivery))),
             Err(err) => {
@@ -255,10 +295,11 @@ impl Source {
     /// Ends the subscription and returns what had been delivered and not handed out.
     pub async fn close(mut self) -> Vec<Delivery> {
         let mut left = Vec::new();
-        if self.subscription.drain().await.is_err() {
+        let deadline = tokio::time::Instant::now() + CLOSE_MAX;
+        if !matches!(tokio::time::timeout_at(deadline, self.subscription.drain()).await, Ok(Ok(()))) {
             return left;
         }
-        let deadline = tokio::time::Instant::now() + CLOSE_MAX;
+        self.collect_ending();
         let mut backlog = std::mem::take(&mut self.backlog);
         loop {
             let message = match backlog.pop_front() {
