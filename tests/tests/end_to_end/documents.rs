@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
+use std::hash::{BuildHasher as _, RandomState};
 use std::net::TcpListener;
 use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt as _;
@@ -695,10 +696,15 @@ fn dots_stand_for_anything() {
     }
 }
 
-/// `127.0.0.1:PORT` that nobody listens on.
+/// `127.0.0.1:PORT` that nobody listens on. A page may take seconds before it does, so the port is one that the system
+/// gives to nobody who just wants any.
 fn free_port() -> Result<String> {
-    Ok(TcpListener::bind("127.0.0.1:0")
-        .and_then(|listener| listener.local_addr())
-        .context("find a free port")?
-        .to_string())
+    for _ in 0..100 {
+        let port = 20_000 + RandomState::new().hash_one(()) % 12_000;
+        let address = format!("127.0.0.1:{port}");
+        if TcpListener::bind(&address).is_ok() {
+            return Ok(address);
+        }
+    }
+    bail!("no free port from 20000 to 32000")
 }
