@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpListener;
+use wasmtime::Engine;
 
 /// Upper bounds of the histograms' buckets, in seconds: 10 µs to 60 s.
 const BUCKETS: &[f64] = &[
@@ -43,21 +44,30 @@ pub struct Metrics {
     pub slots_in_use: IntGauge,
     /// Messages fetched and not yet settled.
     pub in_flight: IntGauge,
+    /// Guests in the slow lane now.
+    pub slow_lane: IntGauge,
+    /// Guests that computed for longer than their turn and went to the slow lane.
+    pub slow_guests: IntCounter,
     /// Attempts to store a verdict or dead letter that failed and are repeated.
     pub store_failures: IntCounter,
     /// Messages of the stream not yet delivered, by the server's count.
     pub consumer_pending: IntGauge,
     /// Messages delivered and not yet settled, by the server's count, over all hosts.
     pub consumer_ack_pending: IntGauge,
+    /// Dead letters of this consumer that are stored now.
+    pub dead_letters: IntGauge,
     last_settled: Gauge,
+    engine: Engine,
+    pool_instances: IntGauge,
+    pool_kept: IntGauge,
 }
 
 impl Metrics {
-    /// Registers all metrics, with what does not change while the host runs.
+    /// Registers all metrics, with what does not change while the host runs. `engine` is the one that owns the pool.
     ///
     /// # Errors
     /// None in practice: the names are fixed.
-    pub fn new(digest: &str, slots: u32) -> Result<Self> {
+    pub fn new(digest: &str, slots: u32, engine: Engine) -> Result<Self> {
         let registry = Registry::new();
         let histogram = |name: &str, help: &str| -> Result<Histogram> {
             let histogram = Histogram::with_opts(HistogramOpts::new(name, help).buckets(BUCKETS.to_vec()))?;
@@ -79,6 +89,11 @@ impl Metrics {
             "Failed attempts to store a verdict or dead letter; each is repeated.",
         )?;
         registry.register(Box::new(store_failures.clone()))?;
+        let slow_guests = IntCounter::new(
+            "mailroom_slow_guests_total",
+            "Guests that computed for longer than their turn and went to the slow lane.",
+        )?;
+        registry.register(Box::new(slow_guests.clone()))?;
         let last_settled = Gauge::new(
             "mailroom_last_settled_timestamp_seconds",
             "When a message was last settled, in seconds since 1970; 0 before the first.",
@@ -106,6 +121,13 @@ impl Metrics {
             )?,
             slots_in_use: gauge("mailroom_slots_in_use", "Instances alive now.")?,
             in_flight: gauge("mailroom_in_flight", "Messages fetched and not yet settled.")?,
+            slow_lane: gauge("mailroom_slow_lane", "Guests in the slow lane now.")?,
+            pool_instances: gauge("mailroom_pool_instances", "Component instances in the allocator's pool now.")?,
+            pool_kept: gauge(
+                "mailroom_pool_kept_bytes",
+                "Memory of free slots that stays mapped for the next instances.",
+            )?,
+            dead_letters: gauge("mailroom_dead_letters", "Dead letters of this consumer that are stored now.")?,
             consumer_pending: gauge("mailroom_consumer_pending", "Messages not yet delivered to any host.")?,
             consumer_ack_pending: gauge(
                 "mailroom_consumer_ack_pending",
@@ -113,12 +135,19 @@ impl Metrics {
             )?,
             messages,
             store_failures,
+            slow_guests,
             last_settled,
+            engine,
             registry,
         })
     }
 
     fn text(&self) -> Result<Vec<u8>> {
+        if let Some(pool) = self.engine.pooling_allocator_metrics() {
+            let kept = pool.unused_memory_bytes_resident() + pool.unused_table_bytes_resident();
+            self.pool_instances.set(i64::try_from(pool.component_instances()).unwrap_or(i64::MAX));
+            self.pool_kept.set(i64::try_from(kept).unwrap_or(i64::MAX));
+        }
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(text)
@@ -137,6 +166,7 @@ pub struct Stages {
     settled: RefCell<Vec<((&'static str, &'static str), u64)>>,
     in_flight: Cell<i64>,
     slots_in_use: Cell<i64>,
+    slow_lane: Cell<i64>,
 }
 
 /// A stage of a message's way through the host.
@@ -169,6 +199,7 @@ impl Stages {
             settled: RefCell::default(),
             in_flight: Cell::new(0),
             slots_in_use: Cell::new(0),
+            slow_lane: Cell::new(0),
             metrics: metrics.clone(),
         }
     }
@@ -201,10 +232,11 @@ impl Stages {
     }
 
     /// Hands what was counted since the last call to the shared metrics, and this shard's part of the gauges.
-    pub fn flush(&self, in_flight: usize, slots_in_use: usize) {
+    pub fn flush(&self, in_flight: usize, slots_in_use: usize, slow_lane: usize) {
         for (gauge, share, now) in [
             (&self.metrics.in_flight, &self.in_flight, in_flight),
             (&self.metrics.slots_in_use, &self.slots_in_use, slots_in_use),
+            (&self.metrics.slow_lane, &self.slow_lane, slow_lane),
         ] {
             let now = i64::try_from(now).unwrap_or(i64::MAX);
             gauge.add(now - share.replace(now));
@@ -366,13 +398,13 @@ mod tests {
 
     #[test]
     fn counts_reach_the_text_when_flushed() -> Result<()> {
-        let metrics = Metrics::new("sha256:00", 4)?;
+        let metrics = Metrics::new("sha256:00", 4, Engine::default())?;
         let stages = Stages::new(&metrics);
         stages.settled("verdict", "");
         stages.settled("verdict", "");
         stages.observe(Stage::Guest, Duration::from_millis(3));
-        stages.flush(3, 2);
-        stages.flush(2, 0);
+        stages.flush(3, 2, 1);
+        stages.flush(2, 0, 0);
         let text = String::from_utf8(metrics.text()?)?;
         for line in [
             "mailroom_messages_total{outcome=\"verdict\",reason=\"\"} 2",

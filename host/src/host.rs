@@ -6,6 +6,7 @@
 
 use crate::admin::{Condition, Health, Metrics, Stage, Stages};
 use crate::interface::{Message, Verdict};
+use crate::lane::SlowLane;
 use crate::names::Names;
 use crate::nats::{ConnectError, Nats, refusal};
 use crate::pool::Guest;
@@ -25,7 +26,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::select;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -209,6 +210,7 @@ impl Host {
                     stop: &self.stop,
                     slots: Semaphore::new(self.slots),
                     slots_total: self.slots,
+                    lane: SlowLane::new(number, self.slots),
                     stages: Stages::new(&self.metrics),
                     held: RefCell::default(),
                     failing: Cell::new(0),
@@ -233,7 +235,7 @@ impl Host {
 }
 
 struct Shard<'a> {
-    guest: &'a Guest,
+    guest: &'a Arc<Guest>,
     sink: Sink,
     client: Client,
     policy: &'a Policy,
@@ -241,6 +243,7 @@ struct Shard<'a> {
     stop: &'a Stop,
     slots: Semaphore,
     slots_total: usize,
+    lane: SlowLane,
     stages: Stages,
     /// The messages that the shard holds; the server has to hear of each before `ack_wait` is over.
     held: RefCell<Slab<Held>>,
@@ -307,7 +310,7 @@ impl Shard<'_> {
             }
         };
         let _ = tokio::time::timeout(REQUEST_TIMEOUT, hand_back).await;
-        self.stages.flush(0, 0);
+        self.stages.flush(0, 0, 0);
         Ok(())
     }
 
@@ -369,19 +372,39 @@ impl Shard<'_> {
         }
     }
 
-    /// Runs the guest on the message in a free slot. Nothing, if the host stops before there is one.
+    /// Runs the guest on the message in a free slot. Nothing, if the host stops before it could begin.
     async fn run(&self, delivery: &Delivery) -> Option<Settlement> {
+        let slot = self.slot(delivery).await?;
+        let mut call = self.guest.triage(delivery.message.clone());
+        let run = match call.turn().await {
+            Some(run) => run,
+            None => {
+                self.stages.shared().slow_guests.inc();
+                match self.lane.try_enter() {
+                    Some(place) => place.finish(call).await?,
+                    None => {
+                        drop((call, slot));
+                        let place = self.lane.enter().await?;
+                        let _slot = self.slot(delivery).await?;
+                        place.finish(self.guest.triage(delivery.message.clone())).await?
+                    }
+                }
+            }
+        };
+        self.stages.observe(Stage::Instantiate, run.instantiate);
+        self.stages.observe(Stage::Guest, run.guest);
+        Some(settle(run.outcome, delivery.count, self.policy, Self::spread()))
+    }
+
+    /// A free slot. Nothing, if the host stops first: the message is handed back then.
+    async fn slot(&self, delivery: &Delivery) -> Option<SemaphorePermit<'_>> {
         let slot = self.slots.acquire().await.ok()?;
         if self.stop.drain.is_cancelled() {
             self.hand_back(delivery).await;
             return None;
         }
         self.stages.observe(Stage::QueueWait, delivery.arrived.elapsed());
-        let run = self.guest.triage(&delivery.message).await;
-        drop(slot);
-        self.stages.observe(Stage::Instantiate, run.instantiate);
-        self.stages.observe(Stage::Guest, run.guest);
-        Some(settle(run.outcome, delivery.count, self.policy, Self::spread()))
+        Some(slot)
     }
 
     /// Tries once to store the verdict. The server knows a second one by its message id only for a while; after half
@@ -460,7 +483,7 @@ impl Shard<'_> {
         if self.client.connection_state() == async_nats::connection::State::Connected {
             self.tell_of_long_ones().await;
         }
-        self.stages.flush(running, self.slots_total - self.slots.available_permits());
+        self.stages.flush(running, self.slots_total - self.slots.available_permits(), self.lane.len());
     }
 
     async fn tell_of_long_ones(&self) {

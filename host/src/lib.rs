@@ -13,6 +13,7 @@ mod admin;
 mod capabilities;
 mod host;
 mod interface;
+mod lane;
 mod pool;
 mod settle;
 mod sink;

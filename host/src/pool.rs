@@ -4,9 +4,10 @@ use crate::capabilities::{Configuration, State, TABLE_MAX_ELEMENTS, link};
 use crate::component::Loaded;
 use crate::interface::{self, Message, TriagePre, Verdict};
 use anyhow::{Context, Result, bail};
+use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::path::PathBuf;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::Poll;
@@ -16,8 +17,42 @@ use wasmtime::{
     Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, Store, Trap, UpdateDeadline, WasmBacktrace,
 };
 
-/// How long a guest computes before others get a turn, and how finely a deadline is kept.
+/// How finely a deadline is kept, and how often a guest that computes looks whether its turn is over.
 const EPOCH_TICK: Duration = Duration::from_millis(1);
+
+/// The shortest turn: how long a guest may compute before it has to let others on. The longest is one tick more.
+const TURN: Duration = Duration::from_micros(500);
+
+thread_local! {
+    /// The turn of the guest that this thread runs now.
+    static CURRENT: Cell<Turn> = const { Cell::new(Turn { began: None, is_over: false }) };
+}
+
+/// A guest's time on its thread, from one poll to the next.
+#[derive(Clone, Copy)]
+struct Turn {
+    began: Option<Instant>,
+    is_over: bool,
+}
+
+impl Turn {
+    fn begin() {
+        CURRENT.set(Turn { began: Some(Instant::now()), is_over: false });
+    }
+
+    /// Asked at a tick: whether the guest has to let others on.
+    fn end(now: Instant) -> bool {
+        let Turn { began, .. } = CURRENT.get();
+        let is_over = began.is_some_and(|began| now.saturating_duration_since(began) >= TURN);
+        CURRENT.set(Turn { began, is_over });
+        is_over
+    }
+
+    /// Whether the guest still computed when its last turn ended, and does not wait for anything.
+    fn is_over() -> bool {
+        CURRENT.get().is_over
+    }
+}
 
 /// Ticks without a running guest after which the clock stops until the next one.
 const IDLE_TICKS: u32 = 100;
@@ -172,6 +207,11 @@ impl Guest {
         })
     }
 
+    /// The engine that it runs on, which owns the pool.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
     /// The SHA-256 of the component's bytes, as `sha256:…`; of a `.cwasm`, that of the `.wasm` it was made from.
     pub fn digest(&self) -> &str {
         &self.digest
@@ -202,19 +242,25 @@ impl Guest {
         store.set_epoch_deadline(1);
         let deadline = limits.deadline;
         store.epoch_deadline_callback(move |_| {
-            Ok(if started.elapsed() < deadline { UpdateDeadline::Yield(1) } else { UpdateDeadline::Interrupt })
+            let now = Instant::now();
+            Ok(if now.saturating_duration_since(started) >= deadline {
+                UpdateDeadline::Interrupt
+            } else if Turn::end(now) {
+                UpdateDeadline::Yield(1)
+            } else {
+                UpdateDeadline::Continue(1)
+            })
         });
         store
     }
 
-    /// Runs the guest once on `message`, in a fresh instance.
-    ///
-    /// Takes at most the deadline, kept to a millisecond. The instance is gone when the future is done, and what
-    /// the guest wrote to its output streams is in the log.
-    ///
-    /// # Cancel safety
-    /// Dropping the future ends the instance and frees its slot.
-    pub async fn triage(&self, message: &Message) -> Run {
+    /// Begins to run the guest once on `message`, in a fresh instance. Nothing happens before the call is polled.
+    pub fn triage(self: &Arc<Self>, message: Arc<Message>) -> Call {
+        let guest = self.clone();
+        Call(Box::pin(async move { guest.run(&message).await }))
+    }
+
+    async fn run(&self, message: &Message) -> Run {
         let started = Instant::now();
         let limits = &self.limits;
         let deadline = limits.deadline;
@@ -249,6 +295,36 @@ impl Guest {
             }
         };
         Run { outcome, instantiate, guest }
+    }
+}
+
+/// A guest at work on one message. It may move to another thread between two turns.
+///
+/// Takes at most the deadline, kept to a millisecond. The instance is gone when the run is there, and what the guest
+/// wrote to its output streams is in the log then.
+///
+/// # Cancel safety
+/// Dropping the call ends the instance and frees its slot.
+pub struct Call(Pin<Box<dyn Future<Output = Run> + Send>>);
+
+impl Call {
+    /// The run, unless the guest computes for longer than a turn at a stretch: nothing then, and the call goes on
+    /// where it was when it is polled again. However long a guest waits for the host, that is no turn.
+    pub async fn turn(&mut self) -> Option<Run> {
+        poll_fn(|context| match self.0.as_mut().poll(context) {
+            Poll::Ready(run) => Poll::Ready(Some(run)),
+            Poll::Pending if Turn::is_over() => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        })
+        .await
+    }
+}
+
+impl Future for Call {
+    type Output = Run;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut std::task::Context<'_>) -> Poll<Run> {
+        self.0.as_mut().poll(context)
     }
 }
 
@@ -295,6 +371,7 @@ async fn within<T>(deadline: Duration, started: Instant, call: impl Future<Outpu
     let mut call = pin!(call);
     let mut timer = pin!(None);
     poll_fn(|context| {
+        Turn::begin();
         if let Poll::Ready(value) = call.as_mut().poll(context) {
             return Poll::Ready(Some(value));
         }

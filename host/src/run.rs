@@ -13,6 +13,7 @@ use crate::provision::{Layout, Mode, provision, unsafe_settings};
 use crate::settle::Policy;
 use anyhow::{Context, Result, bail, ensure};
 use bytesize::ByteSize;
+use futures::TryStreamExt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -271,7 +272,7 @@ impl RunArgs {
 
 async fn serve(config: Config, guest: Arc<Guest>, signals: &mut Signals) -> Result<()> {
     let stop = Stop::default();
-    let metrics = Metrics::new(guest.digest(), config.limits.slots)?;
+    let metrics = Metrics::new(guest.digest(), config.limits.slots, guest.engine().clone())?;
     let health = Health::default();
     let connected = health.condition("no connection to NATS");
     let checked = health.condition("streams and consumer not checked yet");
@@ -412,7 +413,7 @@ fn start_shards(
     Ok(shards)
 }
 
-/// Keeps the gauges of the consumer's backlog up to date.
+/// Keeps the gauges up to date that only the server knows: the consumer's backlog and its dead letters.
 async fn watch_backlog(jetstream: async_nats::jetstream::Context, names: Names, metrics: Metrics) {
     loop {
         if let Ok(stream) = jetstream.get_stream_no_info(&names.stream).await
@@ -420,6 +421,12 @@ async fn watch_backlog(jetstream: async_nats::jetstream::Context, names: Names, 
         {
             metrics.consumer_pending.set(i64::try_from(info.num_pending).unwrap_or(i64::MAX));
             metrics.consumer_ack_pending.set(i64::try_from(info.num_ack_pending).unwrap_or(i64::MAX));
+        }
+        if let Ok(stream) = jetstream.get_stream_no_info(&names.dead_stream).await
+            && let Ok(letters) = stream.info_with_subjects(names.dead_subject()).await
+            && let Ok(letters) = letters.try_fold(0, async |sum, (_, count)| Ok(sum + count)).await
+        {
+            metrics.dead_letters.set(i64::try_from(letters).unwrap_or(i64::MAX));
         }
         tokio::time::sleep(BACKLOG_INTERVAL).await;
     }

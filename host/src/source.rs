@@ -28,7 +28,7 @@ const CLOSE_MAX: Duration = Duration::from_secs(2);
 /// One delivery of a message.
 pub struct Delivery {
     /// What the guest gets.
-    pub message: Message,
+    pub message: Arc<Message>,
     /// The headers as received.
     pub headers: Option<HeaderMap>,
     /// The payload as received.
@@ -325,14 +325,14 @@ impl Delivery {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let (headers, payload) = (message.headers, message.payload);
         Ok(Self {
-            message: Message {
+            message: Arc::new(Message {
                 id: format!("{id_prefix}{}", reply_info.sequence),
                 subject: message.subject.to_string(),
                 headers: headers.as_ref().map(sorted).unwrap_or_default(),
                 time: u64::try_from(reply_info.stored.as_millis()).unwrap_or(u64::MAX),
                 attempt: u32::try_from(reply_info.count).unwrap_or(u32::MAX),
                 data: payload.to_vec(),
-            },
+            }),
             headers,
             payload,
             reply,

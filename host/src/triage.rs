@@ -11,6 +11,7 @@ use serde_json::json;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Arguments of `host triage`.
@@ -58,7 +59,7 @@ impl TriageArgs {
         let _log = self.log.start()?;
         let (configuration, limits) = self.guest.resolve(1)?;
         let engine = pool::engine(&limits)?;
-        let guest = Guest::new(&engine, load(&engine, &self.component)?, configuration, limits)?;
+        let guest = Arc::new(Guest::new(&engine, load(&engine, &self.component)?, configuration, limits)?);
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
         runtime.block_on(guest.try_out())?;
@@ -69,7 +70,7 @@ impl TriageArgs {
         for (number, mail) in (1..).zip(mails(&self.files, self.format)) {
             let (name, outcome) = match mail {
                 Ok(Mail { name, data }) => {
-                    let run = runtime.block_on(guest.triage(&message(number, data)));
+                    let run = runtime.block_on(guest.triage(Arc::new(message(number, data))));
                     (name, run.outcome.map_err(|failure| explain(&failure)))
                 }
                 Err(err) => (err.name().to_string(), Err(err.to_string())),

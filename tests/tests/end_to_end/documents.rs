@@ -66,6 +66,8 @@ fn every_block_has_a_known_tag_and_every_command_runs() -> Result<()> {
                     let verdict: Value = serde_json::from_str(&block.text).with_context(|| place.clone())?;
                     Schema::load()?.check(&verdict).with_context(|| place.clone())?;
                 }
+                // The test of the alert rules reads it.
+                "yaml" => ensure!(page.path == "docs/operating.md", "{place}: no test reads this block"),
                 "text" | "console" | "mermaid" => {}
                 tag => bail!("{place}: unknown tag {tag:?}"),
             }
@@ -173,6 +175,38 @@ async fn metrics_are_listed_as_they_are() -> Result<()> {
         .collect();
     let (missing, extra): (Vec<_>, Vec<_>) = (has.difference(&says).collect(), says.difference(&has).collect());
     ensure!(missing.is_empty() && extra.is_empty(), "docs/operating.md: missing {missing:?}, not there {extra:?}");
+    Ok(())
+}
+
+/// Prometheus takes the metrics and the page's alert rules, whose every metric exists, and the rules fire when they
+/// should and not otherwise.
+#[tokio::test]
+async fn alert_rules_are_good() -> Result<()> {
+    let page = Page::read("docs/operating.md")?;
+    let rules = page.blocks.iter().find(|block| block.tag == "yaml").context("a block of rules")?;
+    let folder = tempfile::tempdir()?;
+    fs::write(folder.path().join("alerts.yaml"), &rules.text)?;
+    fs::write(folder.path().join("test.yaml"), include_str!("alerts.yaml"))?;
+    let promtool = async |args: [&str; 3], input: &str| {
+        let file = folder.path().join(args[2]);
+        let args =
+            [args[0], args[1]].map(Into::into).into_iter().chain(input.is_empty().then_some(file.into_os_string()));
+        command::run(tools::promtool()?, args, input.as_bytes(), SOON).await?.success()
+    };
+    promtool(["check", "rules", "alerts.yaml"], "").await?;
+    promtool(["test", "rules", "test.yaml"], "").await?;
+
+    let server = NatsServer::start().await?;
+    command::host(["provision", "--server", server.url()]).await?.success()?;
+    let host = Host::on(server.url()).start().await?;
+    let metrics = http::get(&format!("{}/metrics", host.admin())).await?.body;
+    promtool(["check", "metrics", ""], &metrics).await?;
+    for name in
+        rules.text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| word.starts_with("mailroom_"))
+    {
+        ensure!(metrics.contains(&format!("# TYPE {name} ")) || name == "mailroom_messages_total", "no metric {name}");
+        ensure!(page.prose.contains(&format!("`{name}`")), "no row for {name}");
+    }
     Ok(())
 }
 
