@@ -4,6 +4,7 @@ use crate::capabilities::{Configuration, State, TABLE_MAX_ELEMENTS, link};
 use crate::component::Loaded;
 use crate::interface::{self, Message, TriagePre, Verdict};
 use anyhow::{Context, Result, bail};
+use rustix::time::ClockId;
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::path::PathBuf;
@@ -20,37 +21,47 @@ use wasmtime::{
 /// How finely a deadline is kept, and how often a guest that computes looks whether its turn is over.
 const EPOCH_TICK: Duration = Duration::from_millis(1);
 
-/// The shortest turn: how long a guest may compute before it has to let others on. The longest is one tick more.
+/// How much a guest may compute after the first tick before it has to let others on, in its thread's CPU time: that
+/// others had the processor meanwhile is not the guest's doing.
 const TURN: Duration = Duration::from_micros(500);
 
 thread_local! {
     /// The turn of the guest that this thread runs now.
-    static CURRENT: Cell<Turn> = const { Cell::new(Turn { began: None, is_over: false }) };
+    static CURRENT: Cell<Turn> = const { Cell::new(Turn::Fresh) };
 }
 
 /// A guest's time on its thread, from one poll to the next.
 #[derive(Clone, Copy)]
-struct Turn {
-    began: Option<Instant>,
-    is_over: bool,
+enum Turn {
+    /// No tick yet.
+    Fresh,
+    /// At the first tick, when the thread had computed for this long in its life.
+    Ticked(Duration),
+    /// Others' turn.
+    Over,
 }
 
 impl Turn {
     fn begin() {
-        CURRENT.set(Turn { began: Some(Instant::now()), is_over: false });
+        CURRENT.set(Self::Fresh);
     }
 
-    /// Asked at a tick: whether the guest has to let others on.
-    fn end(now: Instant) -> bool {
-        let Turn { began, .. } = CURRENT.get();
-        let is_over = began.is_some_and(|began| now.saturating_duration_since(began) >= TURN);
-        CURRENT.set(Turn { began, is_over });
-        is_over
+    /// Told at every tick. Whether the turn is over.
+    fn tick() -> bool {
+        let now = rustix::time::clock_gettime(ClockId::ThreadCPUTime);
+        let now = Duration::try_from(now).unwrap_or_default();
+        let turn = match CURRENT.get() {
+            Self::Fresh => Self::Ticked(now),
+            Self::Ticked(first) if now.saturating_sub(first) < TURN => Self::Ticked(first),
+            Self::Ticked(_) | Self::Over => Self::Over,
+        };
+        CURRENT.set(turn);
+        Self::is_over()
     }
 
     /// Whether the guest still computed when its last turn ended, and does not wait for anything.
     fn is_over() -> bool {
-        CURRENT.get().is_over
+        matches!(CURRENT.get(), Self::Over)
     }
 }
 
@@ -242,10 +253,9 @@ impl Guest {
         store.set_epoch_deadline(1);
         let deadline = limits.deadline;
         store.epoch_deadline_callback(move |_| {
-            let now = Instant::now();
-            Ok(if now.saturating_duration_since(started) >= deadline {
+            Ok(if started.elapsed() >= deadline {
                 UpdateDeadline::Interrupt
-            } else if Turn::end(now) {
+            } else if Turn::tick() {
                 UpdateDeadline::Yield(1)
             } else {
                 UpdateDeadline::Continue(1)

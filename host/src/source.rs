@@ -25,6 +25,9 @@ const SILENCE_MAX: Duration = Duration::from_secs(12);
 /// How long closing waits for what is still under way from the server.
 const CLOSE_MAX: Duration = Duration::from_secs(2);
 
+/// Silence after which closing takes it that the server has nothing for the waiting pulls.
+const CLOSE_QUIET: Duration = Duration::from_millis(20);
+
 /// One delivery of a message.
 pub struct Delivery {
     /// What the guest gets.
@@ -293,27 +296,35 @@ impl Source {
     }
 
     /// Ends the subscription and returns what had been delivered and not handed out.
+    ///
+    /// Lets the server serve the waiting pulls first, as long as it has messages for them: what is on its way to an
+    /// inbox that is gone counts as delivered, and would come again only after the consumer's ack wait.
     pub async fn close(mut self) -> Vec<Delivery> {
         let mut left = Vec::new();
         let deadline = tokio::time::Instant::now() + CLOSE_MAX;
-        if !matches!(tokio::time::timeout_at(deadline, self.subscription.drain()).await, Ok(Ok(()))) {
-            return left;
-        }
         self.collect_ending();
-        let mut backlog = std::mem::take(&mut self.backlog);
-        loop {
-            let message = match backlog.pop_front() {
-                Some(message) => message,
-                None => match tokio::time::timeout_at(deadline, self.subscription.next()).await {
-                    Ok(Some(message)) => message,
-                    Ok(None) | Err(_) => return left,
-                },
-            };
-            if message.status.is_none_or(|status| status == StatusCode::OK)
-                && let Ok(delivery) = Delivery::read(message, &self.id_prefix)
-            {
-                left.push(delivery);
+        while let Some(message) = self.backlog.pop_front() {
+            left.extend(self.read_old(message).and_then(Event::into_delivery));
+        }
+        while self.requested > 0 {
+            let quiet = deadline.min(tokio::time::Instant::now() + CLOSE_QUIET);
+            let Ok(Some(message)) = tokio::time::timeout_at(quiet, self.subscription.next()).await else { break };
+            left.extend(self.read(message).and_then(Event::into_delivery));
+        }
+        if let Ok(Ok(())) = tokio::time::timeout_at(deadline, self.subscription.drain()).await {
+            while let Ok(Some(message)) = tokio::time::timeout_at(deadline, self.subscription.next()).await {
+                left.extend(self.read(message).and_then(Event::into_delivery));
             }
+        }
+        left
+    }
+}
+
+impl Event {
+    fn into_delivery(self) -> Option<Delivery> {
+        match self {
+            Self::Delivery(delivery) => Some(*delivery),
+            Self::Trouble(_) => None,
         }
     }
 }

@@ -8,6 +8,7 @@ mod crafted;
 mod documents;
 mod harness;
 mod lifecycle;
+mod load;
 mod messages;
 mod offline;
 mod serve;
