@@ -13,6 +13,7 @@ mod admin;
 mod capabilities;
 mod host;
 mod interface;
+mod letter;
 mod pool;
 mod settle;
 mod sink;
@@ -24,6 +25,7 @@ mod log;
 mod names;
 mod nats;
 
+mod dead;
 mod dev;
 mod mails;
 mod provision;
