@@ -1,5 +1,6 @@
 //! The command line as typed. Each command's own arguments stand in the module that carries it out.
 
+use crate::dead::DeadArgs;
 use crate::provision::ProvisionArgs;
 use crate::publish::PublishArgs;
 use crate::run::RunArgs;
@@ -31,6 +32,9 @@ enum Command {
 
     /// Print the stored verdicts
     Verdicts(Box<VerdictsArgs>),
+
+    /// List, show, run again or remove dead letters: messages that got no verdict
+    Dead(DeadArgs),
 
     /// Print the verdicts on mails from disk, without NATS
     Triage(Box<TriageArgs>),
@@ -77,6 +81,7 @@ impl Cli {
             Command::Provision(args) => runtime()?.block_on(args.execute()),
             Command::Publish(args) => Ok(runtime()?.block_on(args.execute())),
             Command::Verdicts(args) => runtime()?.block_on(args.execute()),
+            Command::Dead(args) => runtime()?.block_on(args.execute()),
             Command::Triage(args) => args.execute(),
             #[cfg(feature = "compile")]
             Command::Compile(args) => args.execute(),
@@ -85,7 +90,7 @@ impl Cli {
             Command::Completions { shell } => {
                 let mut script = Vec::new();
                 clap_complete::generate(shell, &mut Self::command(), "host", &mut script);
-                print(&String::from_utf8_lossy(&script))?;
+                print(&script)?;
                 Ok(ExitCode::SUCCESS)
             }
         }
@@ -98,17 +103,43 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 }
 
 /// Prints to standard output. A reader that went away, as in `… | head -1`, has what it wanted: no error.
-pub(crate) fn print(text: &str) -> Result<()> {
+pub(crate) fn print(text: impl AsRef<[u8]>) -> Result<()> {
     let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    match out.write_all(text.as_ref()).and_then(|()| out.flush()) {
         Err(err) if err.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => result.context("write to standard output"),
     }
 }
 
+/// Whether `err` is of a reader that went away.
+pub(crate) fn is_broken_pipe(err: &anyhow::Error) -> bool {
+    err.downcast_ref::<io::Error>().is_some_and(|err| err.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// `text` for a terminal: a stranger's mail, and a guest's words about it, must not steer it.
+pub(crate) fn harmless(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            // Control characters, and the marks that change the direction of what follows.
+            c if c.is_control() => shown.extend(c.escape_default()),
+            '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+                shown.extend(c.escape_unicode());
+            }
+            c => shown.push(c),
+        }
+    }
+    shown
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn text_cannot_steer_a_terminal() {
+        assert_eq!(harmless("a\tb\u{202e}c\u{1b}[2J"), "a\\tb\\u{202e}c\\u{1b}[2J");
+    }
 
     /// A flag that contradicts or needs one that does not exist only shows when somebody uses it.
     #[test]

@@ -7,10 +7,11 @@
 use crate::admin::{Condition, Health, Metrics, Stage, Stages};
 use crate::interface::{Message, Verdict};
 use crate::lane::SlowLane;
+use crate::letter::Origin;
 use crate::names::Names;
 use crate::nats::{ConnectError, Nats, refusal};
 use crate::pool::Guest;
-use crate::settle::{Policy, Settlement, admit, settle};
+use crate::settle::{DeadReason, Policy, Settlement, admit, settle};
 use crate::sink::{Sink, StoreError, Stored};
 use crate::source::{Delivery, Event, Source};
 use anyhow::{Context, Result};
@@ -197,8 +198,8 @@ impl Host {
                     }
                 };
                 let api = self.nats.api_prefix();
-                let source =
-                    Source::open(client.clone(), api, consumer.stream_created, &consumer.info, losses.clone()).await?;
+                let (created, names) = (consumer.stream_created, self.names.clone());
+                let source = Source::open(client.clone(), api, created, &consumer.info, names, losses.clone()).await?;
                 wait = BACK_OFF.0;
                 found.set(true);
                 Shard {
@@ -332,13 +333,19 @@ impl Shard<'_> {
     async fn process(&self, delivery: Delivery) {
         let _held = self.hold(&delivery);
 
-        // It may have its verdict already, if the acknowledgement was lost.
-        if delivery.count > 1 && self.has_verdict(&delivery.message).await {
+        let replayed = match &delivery.origin {
+            Origin::Sender | Origin::Odd(_) => false,
+            Origin::Replay { .. } => true,
+            Origin::Elsewhere => return self.acknowledge(&delivery, AckKind::Ack, "elsewhere", "").await,
+        };
+        // It may have its verdict already, if the acknowledgement was lost or a replay came twice.
+        if (delivery.count > 1 || replayed) && self.has_verdict(&delivery.message).await {
             return self.acknowledge(&delivery, AckKind::Ack, "duplicate", "").await;
         }
-        let settlement = match admit(delivery.count, self.policy) {
-            Some(dead) => dead,
-            None => {
+        let settlement = match (&delivery.origin, admit(delivery.count, self.policy)) {
+            (Origin::Odd(why), _) => Settlement::Dead(DeadReason::REPLAY, why.clone()),
+            (_, Some(dead)) => dead,
+            (_, None) => {
                 let Some(settlement) = self.run(&delivery).await else { return };
                 settlement
             }

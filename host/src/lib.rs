@@ -14,6 +14,7 @@ mod capabilities;
 mod host;
 mod interface;
 mod lane;
+mod letter;
 mod pool;
 mod settle;
 mod sink;
@@ -25,6 +26,7 @@ mod log;
 mod names;
 mod nats;
 
+mod dead;
 mod dev;
 mod mails;
 mod provision;

@@ -32,6 +32,10 @@ pub struct NameArgs {
     /// First part of the dead letters' subjects: SUBJECT.<stream>.<consumer>
     #[arg(long, value_name = "SUBJECT", env = "MAILROOM_DEAD_SUBJECT", default_value = "dead")]
     pub dead_subject: String,
+
+    /// First part of the subjects on which dead letters are run again: SUBJECT.<stream>.<consumer>.<their subject>
+    #[arg(long, value_name = "SUBJECT", env = "MAILROOM_REPLAY_SUBJECT", default_value = "replay")]
+    pub replay_subject: String,
 }
 
 impl NameArgs {
@@ -46,6 +50,7 @@ impl NameArgs {
         check_name("--dead-stream", &self.dead_stream)?;
         check_subject("--verdict-subject", &self.verdict_subject)?;
         check_subject("--dead-subject", &self.dead_subject)?;
+        check_subject("--replay-subject", &self.replay_subject)?;
         for (flag, one, other_flag, other) in [
             ("--stream", &self.stream, "--verdict-stream", &self.verdict_stream),
             ("--stream", &self.stream, "--dead-stream", &self.dead_stream),
@@ -60,13 +65,21 @@ impl NameArgs {
             dead_stream: self.dead_stream,
             verdict_prefix: self.verdict_subject,
             dead_prefix: self.dead_subject,
+            replay_prefix: self.replay_subject,
         };
-        ensure!(
-            !overlap(&names.verdict_wildcard(), &names.dead_wildcard()),
-            "--verdict-subject {} and --dead-subject {} overlap; a subject can be in one stream only",
-            names.verdict_prefix,
-            names.dead_prefix
-        );
+        let verdicts = ("--verdict-subject", &names.verdict_prefix, names.verdict_wildcard());
+        let dead = ("--dead-subject", &names.dead_prefix, names.dead_wildcard());
+        let replays = ("--replay-subject", &names.replay_prefix, names.replay_wildcard());
+        for (one, other) in [(&verdicts, &dead), (&verdicts, &replays), (&dead, &replays)] {
+            ensure!(
+                !overlap(&one.2, &other.2),
+                "{} {} and {} {} overlap; a subject can be in one stream only",
+                one.0,
+                one.1,
+                other.0,
+                other.1
+            );
+        }
         Ok(names)
     }
 }
@@ -84,6 +97,7 @@ pub struct Names {
     pub dead_stream: String,
     verdict_prefix: String,
     dead_prefix: String,
+    replay_prefix: String,
 }
 
 impl Default for Names {
@@ -95,6 +109,7 @@ impl Default for Names {
             dead_stream: "DEAD".into(),
             verdict_prefix: "verdict".into(),
             dead_prefix: "dead".into(),
+            replay_prefix: "replay".into(),
         }
     }
 }
@@ -128,6 +143,24 @@ impl Names {
     /// All dead letters.
     pub fn dead_wildcard(&self) -> String {
         format!("{}.>", self.dead_prefix)
+    }
+
+    /// Where a message of `subject` is published that this consumer shall run again.
+    pub fn replay_subject(&self, subject: &str) -> String {
+        format!("{}.{}.{}.{subject}", self.replay_prefix, self.stream, self.consumer)
+    }
+
+    /// Every message that a consumer of the stream shall run again; the stream takes them, and nobody but operators
+    /// may publish them.
+    pub fn replay_wildcard(&self) -> String {
+        format!("{}.{}.>", self.replay_prefix, self.stream)
+    }
+
+    /// The consumer that shall run a message again and the message's own subject, if `subject` is one of
+    /// [`Names::replay_subject`].
+    pub fn replayed<'a>(&self, subject: &'a str) -> Option<(&'a str, &'a str)> {
+        let rest = subject.strip_prefix(&self.replay_prefix)?.strip_prefix('.')?;
+        rest.strip_prefix(&self.stream)?.strip_prefix('.')?.split_once('.')
     }
 }
 
@@ -177,6 +210,18 @@ pub(crate) fn overlap(one: &str, other: &str) -> bool {
     }
 }
 
+/// Whether every subject that matches `other` matches `pattern` too.
+pub(crate) fn covers(pattern: &str, other: &str) -> bool {
+    let (mut pattern, mut other) = (pattern.split('.'), other.split('.'));
+    loop {
+        match (pattern.next(), other.next()) {
+            (None, None) | (Some(">"), Some(_)) => return true,
+            (Some(a), Some(b)) if a == b || (a == "*" && b != ">") => {}
+            _ => return false,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -207,11 +252,18 @@ mod tests {
         assert_eq!(names.verdicts_for("billing"), "acme.verdict.billing.*");
         assert_eq!(names.dead_subject(), "dead.IN.triage");
         assert_eq!(names.dead_wildcard(), "dead.>");
+        assert_eq!(names.replay_wildcard(), "replay.IN.>");
+        assert_eq!(names.replayed(&names.replay_subject("mail.a.b")), Some(("triage", "mail.a.b")));
+        for subject in
+            ["mail.a", "replay.MAIL.triage.a", "replay.INN.triage.a", "replay.IN.triage", "replayIN.triage.a"]
+        {
+            assert_eq!(names.replayed(subject), None, "{subject}");
+        }
     }
 
     #[test]
     fn names_that_nats_does_not_take_are_refused() {
-        let cases: [(&[&str], &str); 10] = [
+        let cases: [(&[&str], &str); 11] = [
             (&["--stream", "a.b"], "'.'"),
             (&["--stream", ""], "--stream is empty"),
             (&["--consumer", "a b"], "' '"),
@@ -222,6 +274,7 @@ mod tests {
             (&["--verdict-subject", ".verdict"], "two dots"),
             (&["--dead-subject", "a b"], "' '"),
             (&["--dead-subject", "verdict.dead"], "overlap"),
+            (&["--replay-subject", "dead"], "overlap"),
         ];
         for (args, expected) in cases {
             let err = format!("{:#}", resolve(args).expect_err(expected));
@@ -245,6 +298,23 @@ mod tests {
         for (one, other, expected) in cases {
             assert_eq!(overlap(one, other), expected, "{one} {other}");
             assert_eq!(overlap(other, one), expected, "{other} {one}");
+        }
+    }
+
+    #[test]
+    fn covering_is_more_than_overlapping() {
+        for (pattern, other, expected) in [
+            (">", "a.>", true),
+            ("a.>", "a.*.b", true),
+            ("a.*", "a.b", true),
+            ("a.*", "a.*", true),
+            ("a.*", "a.>", false),
+            ("a.b", "a.*", false),
+            ("a.>", ">", false),
+            ("a", "a.b", false),
+            ("a.b", "a", false),
+        ] {
+            assert_eq!(covers(pattern, other), expected, "{pattern} {other}");
         }
     }
 

@@ -1,8 +1,10 @@
 //! Connecting to NATS: the options every command shares, and errors that say what to do about them.
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use async_nats::jetstream::consumer::{Consumer, pull::OrderedConfig};
 use async_nats::jetstream::context::{ContextBuilder, RequestErrorKind};
 use async_nats::jetstream::response::Response;
+use async_nats::jetstream::stream::ConsumerErrorKind;
 use async_nats::jetstream::{Context, ErrorCode};
 use async_nats::rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use async_nats::{Auth, AuthError, Client, ConnectErrorKind, ConnectOptions, Event, ReconnectToServer};
@@ -531,6 +533,38 @@ pub async fn check_jetstream(jetstream: &Context) -> Result<()> {
             ),
             _ => anyhow!("ask JetStream about this account: {}", innermost(&err)),
         }),
+    }
+}
+
+/// Makes a short-lived consumer that reads `stream` in its order.
+///
+/// # Errors
+/// No such stream, no permission, no JetStream, no answer; each with its remedy.
+pub(crate) async fn read_stream(
+    jetstream: &Context,
+    stream: &str,
+    config: OrderedConfig,
+) -> Result<Consumer<OrderedConfig>> {
+    let err = match jetstream.create_consumer_on_stream(config, stream).await {
+        Ok(consumer) => return Ok(consumer),
+        Err(err) => err,
+    };
+    match err.kind() {
+        ConsumerErrorKind::JetStream(err) if err.error_code() == ErrorCode::STREAM_NOT_FOUND => {
+            bail!("no stream {stream}; `host provision` makes it")
+        }
+        ConsumerErrorKind::TimedOut => bail!(
+            "read stream {stream}: no answer; if the server runs, this user may lack permission to create a consumer \
+             or to subscribe to its inbox (see --inbox-prefix)"
+        ),
+        kind => {
+            // No JetStream at all explains more than the consumer it does not have.
+            check_jetstream(jetstream).await?;
+            match kind {
+                ConsumerErrorKind::JetStream(err) => bail!("read stream {stream}: {err}"),
+                _ => bail!("read stream {stream}: {}", innermost(&err)),
+            }
+        }
     }
 }
 

@@ -267,6 +267,12 @@ impl Layout {
                     "--subjects {subject} overlaps {other} of {flag}; a subject can be in one stream only"
                 );
             }
+            let replays = self.names.replay_wildcard();
+            ensure!(
+                !overlap(subject, &replays),
+                "--subjects {subject} overlaps {replays} of --replay-subject, which is for operators only and added by \
+                 itself"
+            );
         }
         if let Some(filter) = &self.filter {
             check_pattern("--filter", filter)?;
@@ -493,9 +499,12 @@ pub async fn provision(jetstream: &Context, layout: &Layout, mode: Mode) -> Resu
     let dead_subjects = [names.dead_wildcard()];
     let mut report = Report { things: Vec::new(), unsafe_settings: Vec::new() };
 
-    let mail = Wanted::stream(&names.stream, &layout.subjects, layout.mail_max_age, mail_max_bytes, layout);
+    let mail_subjects = [&layout.subjects[..], &[names.replay_wildcard()]].concat();
+    let mail = Wanted::stream(&names.stream, &mail_subjects, layout.mail_max_age, mail_max_bytes, layout);
     let mail = mail.bring_about(jetstream, mode, &mut report).await?;
-    let consumer = Wanted::consumer(layout);
+    // An older server ignores a list of filters, and such a consumer would get all of the stream.
+    let many_filters = jetstream.client().is_server_compatible(2, 10, 0);
+    let consumer = Wanted::consumer(layout, many_filters);
     let consumer = if mail.is_some() {
         consumer.bring_about(jetstream, mode, &mut report).await?
     } else {
@@ -646,16 +655,22 @@ impl Wanted {
         }
     }
 
-    fn consumer(layout: &Layout) -> Self {
+    fn consumer(layout: &Layout, many_filters: bool) -> Self {
         let Names { stream, consumer, .. } = &layout.names;
-        let filter = layout.filter.clone().unwrap_or_default();
+        let mut filter = layout.filter.clone().unwrap_or_default();
+        let mut filters = Vec::new();
+        let about = if filter.is_empty() { "all of the stream".into() } else { filter.clone() };
+        if many_filters && !filter.is_empty() {
+            filters = vec![std::mem::take(&mut filter), layout.names.replay_subject(">")];
+            filters.sort();
+        }
         // The server wants the filter in the request's subject as well.
         let dot = if filter.is_empty() { "" } else { "." };
         let create = format!("CONSUMER.CREATE.{stream}.{consumer}{dot}{filter}");
         Self {
             kind: "consumer",
             shown_name: format!("{stream}/{consumer}"),
-            about: if filter.is_empty() { "all of the stream".into() } else { filter.clone() },
+            about,
             info: format!("CONSUMER.INFO.{stream}.{consumer}"),
             update: create.clone(),
             create,
@@ -666,7 +681,7 @@ impl Wanted {
                 ("ack_wait", nanos(layout.ack_wait)),
                 ("max_ack_pending", json!(layout.max_ack_pending)),
                 ("filter_subject", json!(filter)),
-                ("filter_subjects", json!([])),
+                ("filter_subjects", json!(filters)),
                 ("backoff", json!([])),
                 ("headers_only", json!(false)),
                 ("inactive_threshold", json!(0)),
@@ -835,7 +850,7 @@ fn differences(have: &Map<String, Value>, want: &[(&'static str, Value)]) -> Vec
     for (setting, want) in want {
         let mut have = have.get(*setting).cloned().unwrap_or(Value::Null);
         if let Value::Array(items) = &mut have
-            && *setting == "subjects"
+            && matches!(*setting, "subjects" | "filter_subjects")
         {
             items.sort_by_key(Value::to_string);
         }
@@ -995,6 +1010,7 @@ mod tests {
             (|layout| layout.subjects = vec!["mail.>".into(), "verdict.*.x".into()], "--verdict-subject"),
             (|layout| layout.subjects = vec![">".into()], "overlaps"),
             (|layout| layout.subjects = vec!["dead.letters.>".into()], "--dead-subject"),
+            (|layout| layout.subjects = vec!["replay.*.x".into()], "--replay-subject"),
             (|layout| layout.subjects = vec!["a..b".into()], "--subjects"),
             (|layout| layout.filter = Some("orders.>".into()), "--filter"),
             (|layout| layout.bucket = Some("a b".into()), "--bucket"),

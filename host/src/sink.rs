@@ -2,6 +2,7 @@
 //! module publishes, and nothing acknowledges a message before it says that the result is stored.
 
 use crate::interface::Verdict;
+use crate::letter::{COMPONENT, DELIVERIES, DETAIL, ID, RAW_HEADERS, REASON, STORED, SUBJECT, kept_name};
 use crate::names::Names;
 use crate::settle::DeadReason;
 use crate::source::Delivery;
@@ -10,7 +11,7 @@ use async_nats::jetstream::context::{PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use async_nats::jetstream::{self, Context, ErrorCode};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Most bytes of a trace header that is copied to the verdict: what W3C Trace Context asks everyone to carry.
 const TRACE_MAX_BYTES: usize = 512;
@@ -129,13 +130,18 @@ impl Sink {
                 headers.insert(name.clone(), value.clone());
             }
         }
-        headers.insert("Nats-Msg-Id", format!("dead.{id}"));
+        headers.insert("Nats-Msg-Id", delivery.origin.letter_id(id));
         headers.insert("Nats-Expected-Stream", self.names.dead_stream.as_str());
-        headers.insert("Mailroom-Reason", reason.name());
-        headers.insert("Mailroom-Subject", delivery.message.subject.as_str());
-        headers.insert("Mailroom-Deliveries", delivery.count.to_string());
+        headers.insert(REASON, reason.name());
+        headers.insert(SUBJECT, delivery.message.subject.as_str());
+        let stored = UNIX_EPOCH + Duration::from_millis(delivery.message.time);
+        headers.insert(STORED, humantime::format_rfc3339_millis(stored).to_string());
+        headers.insert(DELIVERIES, delivery.count.to_string());
         if !detail.is_empty() {
-            headers.insert("Mailroom-Detail", header_text(detail));
+            headers.insert(DETAIL, header_text(detail));
+        }
+        if let Some(raw) = delivery.origin.raw_headers() {
+            headers.insert(RAW_HEADERS, raw.clone());
         }
         PublishMessage::build().headers(headers).payload(delivery.payload.clone())
     }
@@ -143,8 +149,8 @@ impl Sink {
     /// What every result carries.
     fn headers(&self, id: &str) -> HeaderMap {
         let mut headers = HeaderMap::new();
-        headers.insert("Mailroom-Id", id);
-        headers.insert("Mailroom-Component", self.digest.as_str());
+        headers.insert(ID, id);
+        headers.insert(COMPONENT, self.digest.as_str());
         headers.insert("Mailroom-Time", humantime::format_rfc3339_millis(SystemTime::now()).to_string());
         headers
     }
@@ -172,13 +178,6 @@ fn never_stored(err: &PublishError) -> bool {
     cause.is_some_and(|cause| NEVER_STORED.contains(&cause.error_code().0))
 }
 
-/// The name that a sender's header keeps in a dead letter: NATS would act on its own names there, and ours speak
-/// for the host alone.
-fn kept_name(name: &str) -> String {
-    let ours = |prefix: &str| name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix));
-    if ours("Nats-") || ours("Mailroom-") { format!("Mailroom-Original-{name}") } else { name.to_string() }
-}
-
 /// `text` as a header's value: one line, bounded.
 fn header_text(text: &str) -> String {
     let mut end = text.len().min(DETAIL_MAX_BYTES);
@@ -191,20 +190,6 @@ fn header_text(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_senders_headers_cannot_pass_for_ours() {
-        for (name, kept) in [
-            ("Subject", "Subject"),
-            ("Nats-Msg-Id", "Mailroom-Original-Nats-Msg-Id"),
-            ("nats-rollup", "Mailroom-Original-nats-rollup"),
-            ("Mailroom-Id", "Mailroom-Original-Mailroom-Id"),
-            ("Natsy", "Natsy"),
-            ("é", "é"),
-        ] {
-            assert_eq!(kept_name(name), kept);
-        }
-    }
 
     #[test]
     fn a_detail_becomes_one_bounded_line() {

@@ -2,6 +2,8 @@
 //! room for and hands back, at the end, what it has not begun.
 
 use crate::interface::Message;
+use crate::letter::{Origin, recognize};
+use crate::names::Names;
 use anyhow::{Context, Result};
 use async_nats::jetstream::consumer::Info;
 use async_nats::jetstream::message::AckKind;
@@ -44,6 +46,8 @@ pub struct Delivery {
     pub arrived: Instant,
     /// How long it had been in the stream by then, by the clocks of server and host.
     pub age: Duration,
+    /// Who published it, which decides whether its headers are believed.
+    pub origin: Origin,
 }
 
 /// What came from the consumer.
@@ -60,6 +64,7 @@ pub struct Source {
     next_subject: String,
     /// `<stream>:<created>:<consumer>:`, the constant part of message ids.
     id_prefix: String,
+    names: Names,
     batch_max: usize,
     subscription: Subscriber,
     inbox: String,
@@ -90,6 +95,7 @@ impl Source {
         api_prefix: &str,
         stream_created: i64,
         consumer: &Info,
+        names: Names,
         losses: Arc<AtomicU64>,
     ) -> Result<Self> {
         let inbox = client.new_inbox();
@@ -99,6 +105,7 @@ impl Source {
         Ok(Self {
             next_subject: format!("{api_prefix}.CONSUMER.MSG.NEXT.{stream}.{name}"),
             id_prefix: format!("{stream}:{stream_created}:{name}:"),
+            names,
             batch_max,
             losses_seen: losses.load(Ordering::Relaxed),
             losses,
@@ -260,7 +267,7 @@ impl Source {
     }
 
     fn deliver(&self, message: async_nats::Message) -> Option<Event> {
-        match Delivery::read(message, &self.id_prefix) {
+        match Delivery::read(message, &self.id_prefix, &self.names) {
             Ok(delivery) => Some(Event::Delivery(Box::new(delivery))),
             Err(err) => {
                 tracing::warn!("message without a JetStream reply subject passed over: {err:#}");
@@ -330,12 +337,12 @@ impl Event {
 }
 
 impl Delivery {
-    fn read(message: async_nats::Message, id_prefix: &str) -> Result<Self> {
+    fn read(message: async_nats::Message, id_prefix: &str, names: &Names) -> Result<Self> {
         let reply = message.reply.clone().context("no reply subject")?;
         let reply_info = ReplyInfo::parse(&reply).with_context(|| format!("reply subject {reply}"))?;
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let (headers, payload) = (message.headers, message.payload);
-        Ok(Self {
+        let mut delivery = Self {
             message: Arc::new(Message {
                 id: format!("{id_prefix}{}", reply_info.sequence),
                 subject: message.subject.to_string(),
@@ -350,7 +357,10 @@ impl Delivery {
             count: reply_info.count,
             arrived: Instant::now(),
             age: now.saturating_sub(reply_info.stored),
-        })
+            origin: Origin::Sender,
+        };
+        recognize(&mut delivery, names);
+        Ok(delivery)
     }
 
     /// Tells the server what becomes of the message. Only queues the acknowledgement: flush before the end.
@@ -363,7 +373,7 @@ impl Delivery {
 }
 
 /// The headers sorted by name, a repeated one repeated.
-fn sorted(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
+pub(crate) fn sorted(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
     let mut sorted: Vec<(String, Vec<u8>)> = headers
         .iter()
         .flat_map(|(name, values)| values.iter().map(|value| (name.to_string(), value.as_str().as_bytes().to_vec())))

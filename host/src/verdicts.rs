@@ -1,11 +1,11 @@
 //! `host verdicts`: prints what the verdict stream holds, for people and for scripts.
 
+use crate::cli::{harmless, is_broken_pipe};
 use crate::names::{NameArgs, check_name};
-use crate::nats::{NatsArgs, check_jetstream, innermost, warn_if_refused};
-use anyhow::{Context as _, Result, anyhow, bail};
+use crate::nats::{NatsArgs, read_stream, warn_if_refused};
+use anyhow::{Context as _, Result, anyhow};
+use async_nats::jetstream::Message;
 use async_nats::jetstream::consumer::{DeliverPolicy, pull::OrderedConfig};
-use async_nats::jetstream::stream::ConsumerErrorKind;
-use async_nats::jetstream::{ErrorCode, Message};
 use futures::StreamExt;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -95,26 +95,7 @@ impl VerdictsArgs {
         let jetstream = nats.jetstream(client, REQUEST_TIMEOUT);
         let stream = &names.verdict_stream;
         let config = OrderedConfig { deliver_policy, filter_subject: filter, ..Default::default() };
-        let consumer = match jetstream.create_consumer_on_stream(config, stream).await {
-            Ok(consumer) => consumer,
-            Err(err) => match err.kind() {
-                ConsumerErrorKind::JetStream(err) if err.error_code() == ErrorCode::STREAM_NOT_FOUND => {
-                    bail!("no stream {stream}; `host provision` makes it")
-                }
-                ConsumerErrorKind::TimedOut => bail!(
-                    "read stream {stream}: no answer; if the server runs, this user may lack permission to create a \
-                     consumer or to subscribe to its inbox (see --inbox-prefix)"
-                ),
-                kind => {
-                    // No JetStream at all explains more than the consumer it does not have.
-                    check_jetstream(&jetstream).await?;
-                    match kind {
-                        ConsumerErrorKind::JetStream(err) => bail!("read stream {stream}: {err}"),
-                        _ => bail!("read stream {stream}: {}", innermost(&err)),
-                    }
-                }
-            },
-        };
+        let consumer = read_stream(&jetstream, stream, config).await?;
 
         let mut printer = Printer::new(self.json);
         let mut left = self.limit.unwrap_or(u64::MAX);
@@ -136,10 +117,6 @@ impl VerdictsArgs {
         }
         Ok(())
     }
-}
-
-fn is_broken_pipe(err: &anyhow::Error) -> bool {
-    err.downcast_ref::<io::Error>().is_some_and(|err| err.kind() == io::ErrorKind::BrokenPipe)
 }
 
 /// A verdict as the host stores it.
@@ -214,22 +191,6 @@ fn row(time: &str, priority: &str, issue: &str, queue: &str, reasons: &str) -> S
     format!("{time:<24}  {priority:<8}  {issue:<28}  {queue:<16}  {reasons}").trim_end().to_owned() + "\n"
 }
 
-/// Reasons are a guest's words about a stranger's mail: they must not steer a terminal.
-fn harmless(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            // Control characters, and the marks that change the direction of what follows.
-            c if c.is_control() => shown.extend(c.escape_default()),
-            '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
-                shown.extend(c.escape_unicode());
-            }
-            c => shown.push(c),
-        }
-    }
-    shown
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -245,7 +206,6 @@ mod tests {
             "2026-11-21T10:00:00Z      high      new I-1                       billing           a; b\\u{1b}[2J\n"
         );
         assert!(text("t", b"nonsense").contains("not a verdict"));
-        assert_eq!(harmless("a\tb\u{202e}c"), "a\\tb\\u{202e}c");
     }
 
     #[test]

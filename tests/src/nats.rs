@@ -41,6 +41,9 @@ impl Default for Settings {
 /// A start takes some 40 ms; a machine that compiles beside it is slow.
 const START_DEADLINE: Duration = Duration::from_secs(20);
 
+/// The server's configuration file in its folder.
+const CONFIGURATION: &str = "nats-server.conf";
+
 impl NatsServer {
     /// Starts a server with JetStream and nothing else, and waits until it answers.
     ///
@@ -111,6 +114,20 @@ impl NatsServer {
         self.answers().await
     }
 
+    /// Gives the running server other lines of configuration, which it takes up a moment later.
+    ///
+    /// # Errors
+    /// When the file cannot be written, or the server does not run.
+    pub fn reload(&mut self, extra: String) -> Result<()> {
+        let file = self.folder.path().join(CONFIGURATION);
+        let text = std::fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+        // The server takes no other addresses while it runs, not even those that it found for itself.
+        let kept = text.strip_suffix(&self.settings.extra).context("the configuration has changed")?;
+        std::fs::write(&file, format!("{kept}{extra}")).with_context(|| format!("write {}", file.display()))?;
+        self.settings.extra = extra;
+        self.process.signal(Signal::HUP)
+    }
+
     /// A connection of its own.
     ///
     /// # Errors
@@ -166,7 +183,7 @@ fn spawn(folder: &Path, settings: &Settings, listen: &str, monitoring: &str) -> 
         text += &format!("jetstream {{ store_dir: {:?} }}\n", folder.join("store"));
     }
     text += &settings.extra;
-    let file = folder.join("nats-server.conf");
+    let file = folder.join(CONFIGURATION);
     std::fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
     let mut command = Command::new(tools::nats_server()?);
     command.arg("--config").arg(file);

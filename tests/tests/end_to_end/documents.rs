@@ -14,6 +14,7 @@
 //! `host run --dev` brings.
 
 use crate::bed::SOON;
+use crate::offline::commands;
 use anyhow::anyhow;
 use boon::{Compiler, SchemaIndex, Schemas};
 use rustix::process::{Pid, kill_process_group};
@@ -119,14 +120,15 @@ async fn flags_are_listed_as_they_are() -> Result<()> {
         }
     }
 
-    let help = command::host(["--help"]).await?.success()?.stdout;
-    let commands = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
-    let commands: BTreeSet<_> = commands.filter_map(|line| line.split_whitespace().next()).collect();
     let mut wrong = String::new();
-    for command in commands.into_iter().filter(|command| *command != "help") {
-        let help = command::host([command, "--help"]).await?.success()?.stdout;
-        let has = flags_in(&help);
-        let says = listed.remove(command).unwrap_or_default();
+    for command in commands().await? {
+        let words = command.split(' ').chain(["--help"]);
+        let has = flags_in(&command::host(words).await?.success()?.stdout);
+        let mut says = listed.remove(&command).unwrap_or_default();
+        // What is said of `host dead` holds for each of its commands.
+        if let Some((group, _)) = command.split_once(' ') {
+            says.extend(listed.get(group).into_iter().flatten().cloned());
+        }
         for flag in has.difference(&says) {
             writeln!(wrong, "host {command} has {flag:?}, which is not on the page like that")?;
         }
@@ -138,6 +140,7 @@ async fn flags_are_listed_as_they_are() -> Result<()> {
             writeln!(wrong, "host {command} is not on the page")?;
         }
     }
+    listed.remove("dead");
     listed.into_keys().for_each(|command| wrong += &format!("there is no host {command}\n"));
     ensure!(wrong.is_empty(), "docs/operating.md:\n{wrong}");
     Ok(())
@@ -210,7 +213,8 @@ async fn alert_rules_are_good() -> Result<()> {
     Ok(())
 }
 
-/// A user with the permissions that the operators' page lists can run a host: verdict, dead letter and redelivery.
+/// A user with the permissions that the operators' page lists can run a host: verdict, dead letter and redelivery; and
+/// another one can list, replay and drop the dead letters.
 #[tokio::test]
 async fn listed_permissions_suffice() -> Result<()> {
     let page = Page::read("docs/operating.md")?;
@@ -221,9 +225,13 @@ async fn listed_permissions_suffice() -> Result<()> {
     };
     let permissions =
         format!("publish: [{}], subscribe: [{}]", subjects("publish")?, subjects("subscribe")?).replace('"', "'");
+    let dead = rows.iter().filter(|row| ["list", "replay", "drop"].iter().any(|command| row[0].contains(command)));
+    let dead: Vec<_> = dead.flat_map(|row| code_spans(&row[1])).filter(|span| span.contains('.')).collect();
+    let dead = format!("publish: ['{}'], subscribe: [{}]", dead.join("', '"), subjects("subscribe")?).replace('"', "'");
     let extra = format!(
         "authorization {{ users: [\n{{ user: admin, password: a }}\n\
-         {{ user: host, password: h, permissions: {{ {permissions} }} }}\n] }}\n"
+         {{ user: host, password: h, permissions: {{ {permissions} }} }}\n\
+         {{ user: operator, password: o, permissions: {{ {dead} }} }}\n] }}\n"
     );
     let server = NatsServer::start_with(Settings { extra, ..Settings::default() }).await?;
     let admin = server.url().replace("nats://", "nats://admin:a@");
@@ -239,6 +247,16 @@ async fn listed_permissions_suffice() -> Result<()> {
     }
     let count = async || Ok((streams::count(&jetstream, "VERDICTS").await?, streams::count(&jetstream, "DEAD").await?));
     eventually(SOON, "two verdicts and a dead letter", count, |counts| *counts == (2, 1)).await?;
+
+    let operator = ["--server", server.url(), "--user", "operator", "--password", "o"];
+    let dead = async |args: &[&str]| command::host(["dead"].iter().chain(args).chain(&operator)).await?.success();
+    ensure!(dead(&["list"]).await?.stdout.contains("rejected"), "no dead letter");
+    dead(&["show", "1"]).await?;
+    dead(&["replay", "--all"]).await?;
+    eventually(SOON, "the dead letter again", count, |counts| *counts == (2, 1)).await?;
+    dead(&["drop", "2", "--yes"]).await?;
+    dead(&["drop", "--all", "--yes"]).await?;
+    ensure!(count().await? == (2, 0), "a letter is left");
     Ok(())
 }
 

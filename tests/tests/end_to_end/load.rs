@@ -99,6 +99,33 @@ async fn a_full_verdict_stream_costs_no_message() -> Result<()> {
     bed.one_verdict_each(50).await
 }
 
+/// A server that refuses the host's verdicts is no different: it gives no answer at all, and the host waits for one.
+#[tokio::test]
+async fn a_refused_verdict_costs_no_message() -> Result<()> {
+    let users = |denied: &str| {
+        format!(
+            "authorization {{ users: [\n{{ user: admin, password: a }}\n\
+             {{ user: host, password: h, permissions: {{ publish: {{ deny: '{denied}' }} }} }}\n] }}\n"
+        )
+    };
+    let server = NatsServer::start_with(Settings { extra: users("verdict.>"), ..Settings::default() }).await?;
+    let admin = server.url().replace("nats://", "nats://admin:a@");
+    command::host(["provision", "--server", &admin]).await?.success()?;
+    let options = async_nats::ConnectOptions::with_user_and_password("admin".to_owned(), "a".to_owned());
+    let jetstream = async_nats::jetstream::new(server.client_with(options).await?);
+    let mut bed = Bed { server, jetstream };
+    let args = ["--user", "host", "--password", "h", "--attempts", "1"];
+    let host = Host::on(bed.server.url()).component(tools::component("actor")?).args(args).start().await?;
+    host.until_ready(SOON).await?;
+    bed.tell(repeat_n("verdict support", 20)).await?;
+    let look = async || host.ready().await;
+    eventually(SOON, "not ready", look, |ready| ready.0 == 503 && ready.1.contains("cannot be stored")).await?;
+    host.wait_for_line(SOON, |line| line.contains("NATS refuses") && line.contains("verdict.")).await?;
+    bed.server.reload(users("nothing"))?;
+    host.until_ready(SOON).await?;
+    bed.one_verdict_each(20).await
+}
+
 /// Resident memory of the host's process.
 fn resident_kib(host: &mut Host) -> Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{}/status", host.process().id()))?;

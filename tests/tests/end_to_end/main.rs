@@ -5,6 +5,7 @@
 
 mod bed;
 mod crafted;
+mod dead;
 mod documents;
 mod harness;
 mod lifecycle;

@@ -373,16 +373,26 @@ async fn a_broken_guest_is_named_by_its_fault() -> Result<()> {
     Ok(())
 }
 
-/// The commands that `host --help` lists, `help` left out.
-async fn commands() -> Result<Vec<String>> {
-    let help = command::host(["--help"]).await?.success()?.stdout;
-    let (_, list) = help.split_once("Commands:\n").context("no list of commands")?;
+/// The commands that `host --help` lists, `help` left out; those of `host dead` as `dead list` and so on.
+pub async fn commands() -> Result<Vec<String>> {
+    let mut commands = Vec::new();
+    for command in commands_of(&[]).await?.context("no list of commands")? {
+        match commands_of(&[&command]).await? {
+            None => commands.push(command),
+            Some(below) => commands.extend(below.into_iter().map(|below| format!("{command} {below}"))),
+        }
+    }
+    ensure!(commands.len() >= 6, "too few commands: {commands:?}");
+    Ok(commands)
+}
+
+async fn commands_of(words: &[&str]) -> Result<Option<Vec<String>>> {
+    let help = command::host(words.iter().chain(&["--help"])).await?.success()?.stdout;
+    let Some((_, list)) = help.split_once("Commands:\n") else { return Ok(None) };
     let lines = list.lines().take_while(|line| !line.is_empty());
     let names = lines.filter(|line| line.starts_with("  ") && !line.starts_with("   "));
     let names = names.filter_map(|line| line.split_whitespace().next()).filter(|name| *name != "help");
-    let names: Vec<String> = names.map(str::to_owned).collect();
-    ensure!(names.len() >= 6, "too few commands: {names:?}");
-    Ok(names)
+    Ok(Some(names.map(str::to_owned).collect()))
 }
 
 /// A shell completes every command.
@@ -393,7 +403,8 @@ async fn shells_get_their_completions() -> Result<()> {
         let script = command::host(["completions", shell]).await?.success()?;
         ensure!(script.stderr.is_empty(), "{shell}: {script:?}");
         for command in &commands {
-            ensure!(script.stdout.contains(command.as_str()), "{shell} does not complete {command}");
+            let known = command.split(' ').all(|word| script.stdout.contains(word));
+            ensure!(known, "{shell} does not complete {command}");
         }
         ensure!(script.stdout.contains("component"), "{shell} does not complete --component");
         if shell == "bash" {
@@ -414,7 +425,7 @@ async fn help_names_the_variable_of_every_flag() -> Result<()> {
     let mut flags_of: BTreeMap<String, String> = BTreeMap::new();
     let mut without = Vec::new();
     for command in commands().await? {
-        let help = command::host([&command, "--help"]).await?.success()?.stdout;
+        let help = command::host(command.split(' ').chain(["--help"])).await?.success()?.stdout;
         for (flag, text) in flags(&help).into_iter().filter(|(flag, _)| flag != "--help") {
             let entry = format!("{command} {flag}");
             let variable = text.split("[env: ").nth(1).and_then(|rest| rest.split(['=', ']']).next());

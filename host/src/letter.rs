@@ -1,0 +1,247 @@
+//! Dead letters on the wire: what the host adds to a message, how a letter becomes the message again, and which
+//! messages are believed to be one.
+
+use crate::names::Names;
+use crate::source::{Delivery, sorted};
+use anyhow::{Context as _, Result, ensure};
+use async_nats::HeaderMap;
+use async_nats::header::{HeaderName, HeaderValue};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// The message's id.
+pub const ID: &str = "Mailroom-Id";
+/// Digest of the component that ran.
+pub const COMPONENT: &str = "Mailroom-Component";
+/// Why the message is dead, in a word.
+pub const REASON: &str = "Mailroom-Reason";
+/// Why the message is dead, at length.
+pub const DETAIL: &str = "Mailroom-Detail";
+/// The message's subject.
+pub const SUBJECT: &str = "Mailroom-Subject";
+/// When the stream took the message, RFC 3339.
+pub const STORED: &str = "Mailroom-Stored";
+/// How often the message had been delivered.
+pub const DELIVERIES: &str = "Mailroom-Deliveries";
+/// The message's header block in base64, where it could not be read.
+pub const RAW_HEADERS: &str = "Mailroom-Headers";
+
+/// Before a sender's header that NATS would act on, or that would pass for the host's word.
+const ORIGINAL: &str = "Mailroom-Original-";
+
+/// Who published a message, by its subject.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// Its sender: none of its headers is believed.
+    Sender,
+    /// An operator, for this consumer: a dead letter that is run again.
+    Replay {
+        /// The id that the message has where it lies now. Its own is that of its first delivery.
+        here: String,
+        /// The header [`RAW_HEADERS`], which a second dead letter has to carry too.
+        raw_headers: Option<HeaderValue>,
+    },
+    /// An operator, for another consumer of the stream.
+    Elsewhere,
+    /// Somebody who may publish replays and published something else; the text says what is wrong with it.
+    Odd(String),
+}
+
+impl Origin {
+    /// The `Nats-Msg-Id` of the dead letter on message `id`.
+    ///
+    /// A replay that dies again needs another one: its first letter may be gone already while the server still
+    /// knows its id, and would take the second for stored.
+    pub fn letter_id(&self, id: &str) -> String {
+        match self {
+            Self::Replay { here, .. } => format!("dead.{id}.{here}"),
+            _ => format!("dead.{id}"),
+        }
+    }
+
+    /// The header block that the message came with at first, if it could not be read.
+    pub fn raw_headers(&self) -> Option<&HeaderValue> {
+        match self {
+            Self::Replay { raw_headers, .. } => raw_headers.as_ref(),
+            _ => None,
+        }
+    }
+}
+
+/// Gives a replayed message back what it had at its first delivery: id, subject, time and headers.
+pub fn recognize(delivery: &mut Delivery, names: &Names) {
+    let Some((consumer, subject)) = names.replayed(&delivery.message.subject) else { return };
+    if consumer != names.consumer {
+        delivery.origin = Origin::Elsewhere;
+        return;
+    }
+    let headers = delivery.headers.take().unwrap_or_default();
+    match first_delivery(&headers, names) {
+        Ok((id, time)) => {
+            let raw_headers = headers.get(RAW_HEADERS).cloned();
+            let subject = subject.to_owned();
+            let headers = senders(&headers);
+            let message = Arc::make_mut(&mut delivery.message);
+            let here = std::mem::replace(&mut message.id, id);
+            message.time = time.unwrap_or(message.time);
+            message.subject = subject;
+            message.headers = sorted(&headers);
+            delivery.origin = Origin::Replay { here, raw_headers };
+            delivery.headers = Some(headers);
+        }
+        Err(err) => {
+            delivery.origin = Origin::Odd(format!("no replay of a dead letter: {err:#}"));
+            delivery.headers = Some(headers);
+        }
+    }
+}
+
+/// The id of a replayed message, and when its stream took it at first, in milliseconds since 1970.
+fn first_delivery(headers: &HeaderMap, names: &Names) -> Result<(String, Option<u64>)> {
+    let id = headers.get(ID).with_context(|| format!("no header {ID}"))?.as_str();
+    check_id(id, names)?;
+    let time = headers.get(STORED).map(|stored| {
+        let stored: SystemTime =
+            humantime::parse_rfc3339(stored.as_str()).with_context(|| format!("{STORED} {stored}"))?;
+        let time = stored.duration_since(UNIX_EPOCH).with_context(|| format!("{STORED} is before 1970"))?;
+        u64::try_from(time.as_millis()).with_context(|| format!("{STORED} is too late"))
+    });
+    Ok((id.to_owned(), time.transpose()?))
+}
+
+/// Checks that `id` is of a message that this consumer had; the stream may have been made anew since.
+///
+/// # Errors
+/// It is another's, or no id at all.
+pub fn check_id(id: &str, names: &Names) -> Result<()> {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let numbers = || {
+        let (created, rest) = id.strip_prefix(&names.stream)?.strip_prefix(':')?.split_once(':')?;
+        Some((created, rest.strip_prefix(&names.consumer)?.strip_prefix(':')?))
+    };
+    ensure!(
+        numbers().is_some_and(|(created, sequence)| is_number(created) && is_number(sequence)),
+        "{ID} {id} is not of consumer {} of stream {}",
+        names.consumer,
+        names.stream
+    );
+    Ok(())
+}
+
+/// The headers with which the dead letter with `headers` is run again.
+pub fn replay_headers(headers: &HeaderMap) -> HeaderMap {
+    let mut replayed = HeaderMap::new();
+    for (name, values) in headers.iter() {
+        let text: &str = name.as_ref();
+        let carried = [ID, STORED, RAW_HEADERS].contains(&text) || text.starts_with(ORIGINAL);
+        if carried || !is_reserved(text) {
+            values.iter().for_each(|value| replayed.append(name.clone(), value.clone()));
+        }
+    }
+    replayed
+}
+
+/// The headers with which the dead letter with `headers` becomes a new message. What its sender told NATS to do was
+/// done, or refused, when the message came.
+pub fn new_headers(headers: &HeaderMap) -> HeaderMap {
+    let mut kept = HeaderMap::new();
+    for (name, values) in senders(headers).iter() {
+        if !begins(name.as_ref(), "Nats-") {
+            values.iter().for_each(|value| kept.append(name.clone(), value.clone()));
+        }
+    }
+    kept
+}
+
+/// The sender's headers in those of a dead letter or a replay, under their own names.
+pub fn senders(headers: &HeaderMap) -> HeaderMap {
+    let mut senders = HeaderMap::new();
+    for (name, values) in headers.iter() {
+        let text: &str = name.as_ref();
+        let own = match text.strip_prefix(ORIGINAL) {
+            Some(own) => own.parse::<HeaderName>().ok(),
+            None => (!is_reserved(text)).then(|| name.clone()),
+        };
+        if let Some(own) = own {
+            values.iter().for_each(|value| senders.append(own.clone(), value.clone()));
+        }
+    }
+    senders
+}
+
+/// The name that a sender's header keeps in a dead letter: NATS would act on its own names there, and ours speak
+/// for the host alone.
+pub fn kept_name(name: &str) -> String {
+    if is_reserved(name) { format!("{ORIGINAL}{name}") } else { name.to_owned() }
+}
+
+fn is_reserved(name: &str) -> bool {
+    begins(name, "Nats-") || begins(name, "Mailroom-")
+}
+
+fn begins(name: &str, prefix: &str) -> bool {
+    name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_senders_headers_cannot_pass_for_ours() {
+        for (name, kept) in [
+            ("Subject", "Subject"),
+            ("Nats-Msg-Id", "Mailroom-Original-Nats-Msg-Id"),
+            ("nats-rollup", "Mailroom-Original-nats-rollup"),
+            ("Mailroom-Id", "Mailroom-Original-Mailroom-Id"),
+            ("Natsy", "Natsy"),
+            ("é", "é"),
+        ] {
+            assert_eq!(kept_name(name), kept);
+        }
+    }
+
+    #[test]
+    fn a_sender_gets_back_what_it_sent_and_nothing_more() {
+        let mut sent = HeaderMap::new();
+        sent.append("X-Tag", "one");
+        sent.append("X-Tag", "two");
+        for name in ["Nats-Msg-Id", "nats-rollup", "Mailroom-Id", "mailroom-original-x", "Mailroom-Headers"] {
+            sent.append(name, "the sender's");
+        }
+        let mut letter = HeaderMap::new();
+        for (name, values) in sent.iter() {
+            values.iter().for_each(|value| letter.append(kept_name(name.as_ref()), value.clone()));
+        }
+        for name in [ID, STORED, RAW_HEADERS, REASON, "Nats-Msg-Id", "Nats-Expected-Stream"] {
+            letter.insert(name, "the host's");
+        }
+        assert_eq!(senders(&letter), sent);
+        let replay = replay_headers(&letter);
+        assert_eq!(senders(&replay), sent);
+        assert_eq!(replay.get(ID).map(HeaderValue::as_str), Some("the host's"));
+        assert!(replay.get(REASON).is_none() && replay.get("Nats-Msg-Id").is_none());
+        let new = new_headers(&letter);
+        assert_eq!(new.get(ID).map(HeaderValue::as_str), Some("the sender's"));
+        assert!(new.get("Nats-Msg-Id").is_none() && new.get("nats-rollup").is_none());
+    }
+
+    #[test]
+    fn an_id_is_of_its_stream_and_consumer() {
+        let names = Names::default();
+        for (id, fits) in [
+            ("MAIL:1767225600:triage:4711", true),
+            ("MAIL:1:triage:1", true),
+            ("MAIL:1:audit:1", false),
+            ("ORDERS:1:triage:1", false),
+            ("MAIL:1:triage:", false),
+            ("MAIL::triage:1", false),
+            ("MAIL:1:triage:1.>", false),
+            ("MAIL:*:triage:1", false),
+            ("MAIL:1:triage:-1", false),
+            ("", false),
+        ] {
+            assert_eq!(check_id(id, &names).is_ok(), fits, "{id:?}");
+        }
+    }
+}
