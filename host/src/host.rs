@@ -333,7 +333,7 @@ impl Shard<'_> {
         if delivery.count > 1 && self.has_verdict(&delivery.message).await {
             return self.acknowledge(&delivery, AckKind::Ack, "duplicate", "").await;
         }
-        let settlement = match admit(delivery.count, self.policy) {
+        let settlement = match admit(delivery.count, delivery.bytes(), self.policy) {
             Some(dead) => dead,
             None => {
                 let Some(settlement) = self.run(&delivery).await else { return };

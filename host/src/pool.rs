@@ -40,6 +40,8 @@ pub struct Limits {
     pub deadline: Duration,
     /// Most bytes that a guest may hand to the host in one call, its answer included.
     pub output_max_bytes: usize,
+    /// Most calls of one instance to the host. One that makes more is interrupted at the next epoch.
+    pub host_calls_max: u64,
 }
 
 /// Why a message got no verdict.
@@ -66,6 +68,8 @@ pub enum Fault {
     Stack,
     /// `output`: the answer was too large or outside the interface's bounds.
     Output,
+    /// `host-calls`: the guest called the host too often.
+    HostCalls,
 }
 
 impl Fault {
@@ -77,6 +81,7 @@ impl Fault {
             Self::Memory => "memory",
             Self::Stack => "stack",
             Self::Output => "output",
+            Self::HostCalls => "host-calls",
         }
     }
 }
@@ -187,6 +192,10 @@ impl Guest {
         let mut store = self.store(started);
         match within(self.limits.deadline, started, self.pre.instantiate_async(&mut store)).await {
             Some(Ok(_)) => Ok(()),
+            Some(Err(err)) if err.is::<Trap>() || err.is::<WasmBacktrace>() => {
+                let (_, detail) = broken(&err, store.data(), &self.limits);
+                bail!("{}: breaks off before its first message: {detail}", self.path.display())
+            }
             Some(Err(err)) => Err(anyhow::Error::from(err))
                 .with_context(|| format!("{}: does not fit the interfaces of this host", self.path.display())),
             None => bail!("{}: no instance within {:?}; see --deadline", self.path.display(), self.limits.deadline),
@@ -200,9 +209,10 @@ impl Guest {
         store.limiter(|state| &mut state.limiter);
         store.set_hostcall_fuel(limits.output_max_bytes);
         store.set_epoch_deadline(1);
-        let deadline = limits.deadline;
-        store.epoch_deadline_callback(move |_| {
-            Ok(if started.elapsed() < deadline { UpdateDeadline::Yield(1) } else { UpdateDeadline::Interrupt })
+        let (deadline, host_calls_max) = (limits.deadline, limits.host_calls_max);
+        store.epoch_deadline_callback(move |store| {
+            let may_run = started.elapsed() < deadline && store.data().host_calls <= host_calls_max;
+            Ok(if may_run { UpdateDeadline::Yield(1) } else { UpdateDeadline::Interrupt })
         });
         store
     }
@@ -235,6 +245,9 @@ impl Guest {
             output.log(&message.id);
         }
         let outcome = match answer {
+            Some(Ok(_)) if state.host_calls > limits.host_calls_max => {
+                Err(Failure::Broken(Fault::HostCalls, too_many_host_calls(limits)))
+            }
             Some(Ok(Ok(verdict))) => match verdict.check() {
                 Ok(()) => Ok(verdict),
                 Err(wrong) => Err(Failure::Broken(Fault::Output, wrong)),
@@ -243,7 +256,10 @@ impl Guest {
                 Err(Failure::Retry(retry.after_ms.map(|ms| Duration::from_millis(ms.into())), retry.reason))
             }
             Some(Ok(Err(interface::Failure::Reject(reason)))) => Err(Failure::Rejected(reason)),
-            Some(Err(error)) => Err(broken(&error, state.limiter.memory_refused, limits)),
+            Some(Err(error)) => {
+                let (fault, detail) = broken(&error, state, limits);
+                Err(Failure::Broken(fault, detail))
+            }
             None => {
                 Err(Failure::Broken(Fault::Deadline, format!("no answer within {deadline:?}, waiting for the host")))
             }
@@ -253,11 +269,16 @@ impl Guest {
 }
 
 /// Says what broke the instance off, and where.
-fn broken(error: &wasmtime::Error, memory_refused: bool, limits: &Limits) -> Failure {
+fn broken(error: &wasmtime::Error, state: &State, limits: &Limits) -> (Fault, String) {
     let (fault, mut detail) = match error.downcast_ref::<Trap>() {
+        Some(Trap::Interrupt) if state.host_calls > limits.host_calls_max => {
+            (Fault::HostCalls, too_many_host_calls(limits))
+        }
         Some(Trap::Interrupt) => (Fault::Deadline, format!("no answer within {:?}", limits.deadline)),
         Some(Trap::StackOverflow) => (Fault::Stack, "stack overflow".to_string()),
-        _ if memory_refused => (Fault::Memory, format!("more than {} bytes of memory wanted", limits.memory_max_bytes)),
+        _ if state.limiter.memory_refused => {
+            (Fault::Memory, format!("more than {} bytes of memory wanted", limits.memory_max_bytes))
+        }
         Some(trap) => (Fault::Trap, trap.to_string().trim_start_matches("wasm trap: ").to_string()),
         None => {
             let cause = error.root_cause().to_string();
@@ -279,7 +300,11 @@ fn broken(error: &wasmtime::Error, memory_refused: bool, limits: &Limits) -> Fai
             detail.push_str(&frames.join(" < "));
         }
     }
-    Failure::Broken(fault, detail)
+    (fault, detail)
+}
+
+fn too_many_host_calls(limits: &Limits) -> String {
+    format!("more than {} calls to the host", limits.host_calls_max)
 }
 
 /// A function's name as its author wrote it.
