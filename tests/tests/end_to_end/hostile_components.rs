@@ -99,6 +99,14 @@ fn attempts() -> Vec<Attempt> {
         attempt("zeroes_beyond_bounds", "(call $zeroes (call $stdout) (i64.const 0x10000000000) (i32.const 128)) unreachable", "trap", "more zeroes"),
         attempt("endless_output", "(local $out i32) (local.set $out (call $stdout))
             (loop $again (call $write (local.get $out) (i32.const 0) (i32.const 4096) (i32.const 128)) (br $again)) unreachable", "host-calls", "10000 calls"),
+        attempt(
+            "lines_without_end",
+            "(local $out i32) (local.set $out (call $stdout))
+             (memory.fill (i32.const 4096) (i32.const 10) (i32.const 4096))
+             (loop $again (call $write (local.get $out) (i32.const 4096) (i32.const 4096) (i32.const 128)) (br $again)) unreachable",
+            "host-calls",
+            "10000 calls",
+        ),
         attempt("exit_with_success", "(call $exit (i32.const 0)) unreachable", "trap", "exit"),
         // Answers that are none.
         attempt("answer_nowhere", "(i32.const -4)", "trap", "out of bounds"),
@@ -245,6 +253,7 @@ async fn hostile_components_cost_their_own_message_only() -> Result<()> {
     bed.tell(payloads).await?;
     let expected = attempts.iter().map(|attempt| (attempt.name, attempt.reason, attempt.detail));
     settled_as(&bed, &host, (2..).step_by(2).zip(expected)).await?;
+    host.wait_for_line(SOON, |line| line.contains("… and 16184 lines more")).await?;
     // The neighbours' verdicts and those that the attempts ended with.
     let verdicts = streams::count(&bed.jetstream, streams::VERDICTS).await?;
     assert_eq!(verdicts as usize, attempts.len() + attempts.iter().filter(|attempt| attempt.reason.is_empty()).count());
