@@ -24,7 +24,7 @@ pub(crate) struct State {
     /// The bounds on memory and tables, and whether the guest ran into them.
     pub limiter: Limiter,
     /// How often the guest called the host. Every import that is linked gets at the state through
-    /// [`State::called`], the destructors of resources too.
+    /// `called`, the destructors of resources too.
     pub host_calls: u64,
 }
 
