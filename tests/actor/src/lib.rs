@@ -99,7 +99,8 @@ fn act(words: &[&str], message: &Message) -> Result<Verdict, Failure> {
             let duration = Duration::from_millis(number(duration, words)?.into());
             let start = Instant::now();
             while start.elapsed() < duration {
-                black_box((0..1000_u32).fold(0, |sum: u32, n| sum.wrapping_mul(31).wrapping_add(black_box(n))));
+                // About a millisecond, since reading the clock is a call to the host.
+                black_box((0..1_000_000_u32).fold(0, |sum: u32, n| sum.wrapping_mul(31).wrapping_add(black_box(n))));
             }
             Ok(verdict("spun"))
         }
