@@ -342,7 +342,7 @@ impl Shard<'_> {
         if (delivery.count > 1 || replayed) && self.has_verdict(&delivery.message).await {
             return self.acknowledge(&delivery, AckKind::Ack, "duplicate", "").await;
         }
-        let settlement = match (&delivery.origin, admit(delivery.count, self.policy)) {
+        let settlement = match (&delivery.origin, admit(delivery.count, delivery.bytes(), self.policy)) {
             (Origin::Odd(why), _) => Settlement::Dead(DeadReason::REPLAY, why.clone()),
             (_, Some(dead)) => dead,
             (_, None) => {

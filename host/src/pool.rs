@@ -19,11 +19,11 @@ use wasmtime::{
 };
 
 /// How finely a deadline is kept, and how often a guest that computes looks whether its turn is over.
-const EPOCH_TICK: Duration = Duration::from_millis(1);
+const EPOCH_TICK: Duration = Duration::from_micros(500);
 
 /// How much a guest may compute after the first tick before it has to let others on, in its thread's CPU time: that
 /// others had the processor meanwhile is not the guest's doing.
-const TURN: Duration = Duration::from_micros(500);
+const TURN: Duration = Duration::from_micros(200);
 
 thread_local! {
     /// The turn of the guest that this thread runs now.
@@ -66,7 +66,7 @@ impl Turn {
 }
 
 /// Ticks without a running guest after which the clock stops until the next one.
-const IDLE_TICKS: u32 = 100;
+const IDLE_TICKS: u32 = 200;
 
 /// Memory and tables up to this size are wiped in place when an instance ends, which keeps their pages mapped:
 /// no system call but one scan and no page fault for the next message.
@@ -86,6 +86,8 @@ pub struct Limits {
     pub deadline: Duration,
     /// Most bytes that a guest may hand to the host in one call, its answer included.
     pub output_max_bytes: usize,
+    /// Most calls of one instance to the host. One that makes more is interrupted at the next epoch.
+    pub host_calls_max: u64,
 }
 
 /// Why a message got no verdict.
@@ -112,6 +114,8 @@ pub enum Fault {
     Stack,
     /// `output`: the answer was too large or outside the interface's bounds.
     Output,
+    /// `host-calls`: the guest called the host too often.
+    HostCalls,
 }
 
 impl Fault {
@@ -123,6 +127,7 @@ impl Fault {
             Self::Memory => "memory",
             Self::Stack => "stack",
             Self::Output => "output",
+            Self::HostCalls => "host-calls",
         }
     }
 }
@@ -238,6 +243,10 @@ impl Guest {
         let mut store = self.store(started);
         match within(self.limits.deadline, started, self.pre.instantiate_async(&mut store)).await {
             Some(Ok(_)) => Ok(()),
+            Some(Err(err)) if err.is::<Trap>() || err.is::<WasmBacktrace>() => {
+                let (_, detail) = broken(&err, store.data(), &self.limits);
+                bail!("{}: breaks off before its first message: {detail}", self.path.display())
+            }
             Some(Err(err)) => Err(anyhow::Error::from(err))
                 .with_context(|| format!("{}: does not fit the interfaces of this host", self.path.display())),
             None => bail!("{}: no instance within {:?}; see --deadline", self.path.display(), self.limits.deadline),
@@ -251,9 +260,9 @@ impl Guest {
         store.limiter(|state| &mut state.limiter);
         store.set_hostcall_fuel(limits.output_max_bytes);
         store.set_epoch_deadline(1);
-        let deadline = limits.deadline;
-        store.epoch_deadline_callback(move |_| {
-            Ok(if started.elapsed() >= deadline {
+        let (deadline, host_calls_max) = (limits.deadline, limits.host_calls_max);
+        store.epoch_deadline_callback(move |store| {
+            Ok(if started.elapsed() >= deadline || store.data().host_calls > host_calls_max {
                 UpdateDeadline::Interrupt
             } else if Turn::tick() {
                 UpdateDeadline::Yield(1)
@@ -291,6 +300,9 @@ impl Guest {
             output.log(&message.id);
         }
         let outcome = match answer {
+            Some(Ok(_)) if state.host_calls > limits.host_calls_max => {
+                Err(Failure::Broken(Fault::HostCalls, too_many_host_calls(limits)))
+            }
             Some(Ok(Ok(verdict))) => match verdict.check() {
                 Ok(()) => Ok(verdict),
                 Err(wrong) => Err(Failure::Broken(Fault::Output, wrong)),
@@ -299,7 +311,10 @@ impl Guest {
                 Err(Failure::Retry(retry.after_ms.map(|ms| Duration::from_millis(ms.into())), retry.reason))
             }
             Some(Ok(Err(interface::Failure::Reject(reason)))) => Err(Failure::Rejected(reason)),
-            Some(Err(error)) => Err(broken(&error, state.limiter.memory_refused, limits)),
+            Some(Err(error)) => {
+                let (fault, detail) = broken(&error, state, limits);
+                Err(Failure::Broken(fault, detail))
+            }
             None => {
                 Err(Failure::Broken(Fault::Deadline, format!("no answer within {deadline:?}, waiting for the host")))
             }
@@ -339,11 +354,16 @@ impl Future for Call {
 }
 
 /// Says what broke the instance off, and where.
-fn broken(error: &wasmtime::Error, memory_refused: bool, limits: &Limits) -> Failure {
+fn broken(error: &wasmtime::Error, state: &State, limits: &Limits) -> (Fault, String) {
     let (fault, mut detail) = match error.downcast_ref::<Trap>() {
+        Some(Trap::Interrupt) if state.host_calls > limits.host_calls_max => {
+            (Fault::HostCalls, too_many_host_calls(limits))
+        }
         Some(Trap::Interrupt) => (Fault::Deadline, format!("no answer within {:?}", limits.deadline)),
         Some(Trap::StackOverflow) => (Fault::Stack, "stack overflow".to_string()),
-        _ if memory_refused => (Fault::Memory, format!("more than {} bytes of memory wanted", limits.memory_max_bytes)),
+        _ if state.limiter.memory_refused => {
+            (Fault::Memory, format!("more than {} bytes of memory wanted", limits.memory_max_bytes))
+        }
         Some(trap) => (Fault::Trap, trap.to_string().trim_start_matches("wasm trap: ").to_string()),
         None => {
             let cause = error.root_cause().to_string();
@@ -365,7 +385,11 @@ fn broken(error: &wasmtime::Error, memory_refused: bool, limits: &Limits) -> Fai
             detail.push_str(&frames.join(" < "));
         }
     }
-    Failure::Broken(fault, detail)
+    (fault, detail)
+}
+
+fn too_many_host_calls(limits: &Limits) -> String {
+    format!("more than {} calls to the host", limits.host_calls_max)
 }
 
 /// A function's name as its author wrote it.

@@ -53,6 +53,10 @@ pub struct GuestArgs {
     /// Most bytes that the guest may return
     #[arg(long, value_name = "SIZE", env = "MAILROOM_OUTPUT_MAX", default_value = "64KiB")]
     output_max: ByteSize,
+
+    /// Most calls that the guest may make to the host for one message
+    #[arg(long, value_name = "N", env = "MAILROOM_HOST_CALLS_MAX", default_value_t = 100_000)]
+    host_calls_max: u64,
 }
 
 impl GuestArgs {
@@ -75,6 +79,7 @@ impl GuestArgs {
             memory_max_bytes: usize::try_from(memory).context("--memory-max")?,
             deadline: self.deadline,
             output_max_bytes: usize::try_from(output).context("--output-max")?,
+            host_calls_max: self.host_calls_max,
         };
         Ok((Configuration::parse(&self.configuration)?, limits))
     }
@@ -125,6 +130,10 @@ pub struct RunArgs {
     /// Deliveries after which a message goes to the dead letters without being run
     #[arg(long, value_name = "N", env = "MAILROOM_MAX_DELIVER", default_value_t = 20)]
     max_deliver: u64,
+
+    /// Largest message that is run, payload and headers; a larger one goes to the dead letters
+    #[arg(long, value_name = "SIZE", env = "MAILROOM_MESSAGE_MAX", default_value = "8MiB")]
+    message_max: ByteSize,
 
     /// Shortest wait before a message is delivered again; doubles with each attempt
     #[arg(long, value_name = "TIME", env = "MAILROOM_RETRY_MIN", default_value = "1s", value_parser = humantime::parse_duration)]
@@ -243,6 +252,7 @@ impl RunArgs {
             self.max_deliver,
             self.attempts
         );
+        ensure!(self.message_max.as_u64() > 0, "--message-max 0: no message would be run");
         ensure!(
             self.retry_min <= self.retry_max,
             "--retry-min {:?} is above --retry-max {:?}",
@@ -259,6 +269,7 @@ impl RunArgs {
             policy: Policy {
                 attempts: self.attempts,
                 max_deliver: self.max_deliver,
+                message_max_bytes: usize::try_from(self.message_max.as_u64()).context("--message-max")?,
                 retry_min: self.retry_min,
                 retry_max: self.retry_max,
             },

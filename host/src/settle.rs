@@ -11,6 +11,8 @@ pub struct Policy {
     pub attempts: u64,
     /// Deliveries after which a message goes to the dead letters without being run: it may have killed hosts.
     pub max_deliver: u64,
+    /// Largest message that is run, in bytes: payload and headers.
+    pub message_max_bytes: usize,
     /// The shortest wait before a message is delivered again.
     pub retry_min: Duration,
     /// The longest wait before a message is delivered again.
@@ -41,6 +43,8 @@ impl DeadReason {
     pub const MAX_DELIVER: Self = Self("max-deliver");
     /// The message is where replays belong and is none.
     pub const REPLAY: Self = Self("replay");
+    /// The message is too large to be run.
+    pub const MESSAGE_TOO_LARGE: Self = Self("message-too-large");
 
     /// The reason's name in headers and metrics.
     pub fn name(self) -> &'static str {
@@ -48,8 +52,14 @@ impl DeadReason {
     }
 }
 
-/// Whether a message may be run at its `delivery`th delivery (the first is 1), or is dead without.
-pub fn admit(delivery: u64, policy: &Policy) -> Option<Settlement> {
+/// Whether a message of `bytes`, payload and headers, may be run at its `delivery`th delivery (the first is 1), or is
+/// dead without.
+pub fn admit(delivery: u64, bytes: usize, policy: &Policy) -> Option<Settlement> {
+    let max_bytes = policy.message_max_bytes;
+    if bytes > max_bytes {
+        let detail = format!("{bytes} bytes with its headers; at most {max_bytes} are run");
+        return Some(Settlement::Dead(DeadReason::MESSAGE_TOO_LARGE, detail));
+    }
     (delivery > policy.max_deliver).then(|| {
         Settlement::Dead(
             DeadReason::MAX_DELIVER,
@@ -99,7 +109,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn policy() -> Policy {
-        Policy { attempts: 5, max_deliver: 20, retry_min: SECOND, retry_max: 60 * SECOND }
+        Policy { attempts: 5, max_deliver: 20, message_max_bytes: 100, retry_min: SECOND, retry_max: 60 * SECOND }
     }
 
     fn shown(settlement: Settlement) -> String {
@@ -136,6 +146,8 @@ mod tests {
             (broken(Fault::Memory), 6, "dead memory"),
             (broken(Fault::Stack), 5, "dead stack"),
             (broken(Fault::Output), 5, "dead output"),
+            (broken(Fault::HostCalls), 4, "again host-calls 8s"),
+            (broken(Fault::HostCalls), 5, "dead host-calls"),
         ] {
             let label = format!("{outcome:?} at delivery {delivery}");
             assert_eq!(shown(settle(outcome, delivery, &policy(), 1.0)), expected, "{label}");
@@ -143,10 +155,16 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_came_too_often_is_not_run() {
-        assert!(admit(1, &policy()).is_none());
-        assert!(admit(20, &policy()).is_none());
-        assert_eq!(admit(21, &policy()).map(shown).as_deref(), Some("dead max-deliver"));
+    fn a_message_that_came_too_often_or_is_too_large_is_not_run() {
+        for (delivery, bytes, expected) in [
+            (1, 0, None),
+            (20, 100, None),
+            (21, 100, Some("dead max-deliver")),
+            (1, 101, Some("dead message-too-large")),
+            (21, 101, Some("dead message-too-large")),
+        ] {
+            assert_eq!(admit(delivery, bytes, &policy()).map(shown).as_deref(), expected, "{delivery}, {bytes}");
+        }
     }
 
     #[test]

@@ -363,6 +363,12 @@ impl Delivery {
         Ok(delivery)
     }
 
+    /// How large the message is: its payload, and the names and values of its headers.
+    pub fn bytes(&self) -> usize {
+        let headers = self.message.headers.iter().map(|(name, value)| name.len() + value.len());
+        self.payload.len() + headers.sum::<usize>()
+    }
+
     /// Tells the server what becomes of the message. Only queues the acknowledgement: flush before the end.
     ///
     /// # Errors

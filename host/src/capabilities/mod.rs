@@ -23,6 +23,9 @@ pub(crate) struct State {
     wasi: Option<Box<Wasi>>,
     /// The bounds on memory and tables, and whether the guest ran into them.
     pub limiter: Limiter,
+    /// How often the guest called the host. Every import that is linked gets at the state through
+    /// `called`, the destructors of resources too.
+    pub host_calls: u64,
 }
 
 struct Wasi {
@@ -33,7 +36,13 @@ struct Wasi {
 
 impl State {
     pub fn new(configuration: Configuration, memory_max_bytes: usize) -> Self {
-        Self { configuration, wasi: None, limiter: Limiter { memory_max_bytes, memory_refused: false } }
+        Self { configuration, wasi: None, limiter: Limiter { memory_max_bytes, memory_refused: false }, host_calls: 0 }
+    }
+
+    /// The state for one call from the guest.
+    fn called(&mut self) -> &mut Self {
+        self.host_calls += 1;
+        self
     }
 
     /// What the guest wrote to standard output and standard error.
@@ -44,9 +53,13 @@ impl State {
 
 impl WasiView for State {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        let wasi = self.wasi.get_or_insert_with(|| {
+        let wasi = self.called().wasi.get_or_insert_with(|| {
             let output = Output::default();
-            let ctx = WasiCtx::builder().stdout(output.clone()).stderr(output.clone()).build();
+            let ctx = WasiCtx::builder()
+                .stdout(output.clone())
+                .stderr(output.clone())
+                .max_random_size(RANDOM_MAX_BYTES)
+                .build();
             Box::new(Wasi { ctx, table: ResourceTable::new(), output })
         });
         WasiCtxView { ctx: &mut wasi.ctx, table: &mut wasi.table }
@@ -59,6 +72,9 @@ pub(crate) struct Limiter {
     memory_max_bytes: usize,
     pub memory_refused: bool,
 }
+
+/// Random bytes that a guest gets with one call. They are made before anything can interrupt it, in some 5 ns each.
+const RANDOM_MAX_BYTES: u64 = 64 << 10;
 
 /// The largest table of an instance, in elements.
 pub(crate) const TABLE_MAX_ELEMENTS: usize = 20_000;
@@ -87,7 +103,7 @@ pub(crate) fn link(engine: &Engine, component: &Component) -> Result<Linker<Stat
     }
     let mut linker = Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)
-        .and_then(|()| wasi::config::store::add_to_linker::<State, HasSelf<State>>(&mut linker, |state| state))
+        .and_then(|()| wasi::config::store::add_to_linker::<State, HasSelf<State>>(&mut linker, State::called))
         .map_err(anyhow::Error::from)
         .context("link the WASI interfaces")?;
     Ok(linker)

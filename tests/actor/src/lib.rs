@@ -99,7 +99,8 @@ fn act(words: &[&str], message: &Message) -> Result<Verdict, Failure> {
             let duration = Duration::from_millis(number(duration, words)?.into());
             let start = Instant::now();
             while start.elapsed() < duration {
-                black_box((0..1000_u32).fold(0, |sum: u32, n| sum.wrapping_mul(31).wrapping_add(black_box(n))));
+                // About a millisecond, since reading the clock is a call to the host.
+                black_box((0..1_000_000_u32).fold(0, |sum: u32, n| sum.wrapping_mul(31).wrapping_add(black_box(n))));
             }
             Ok(verdict("spun"))
         }
@@ -107,6 +108,20 @@ fn act(words: &[&str], message: &Message) -> Result<Verdict, Failure> {
             thread::sleep(Duration::from_millis(number(duration, words)?.into()));
             Ok(verdict("slept"))
         }
+        // Calls the host for ever: without a pause, or waiting a moment each time.
+        ["call"] => loop {
+            black_box(Instant::now());
+        },
+        ["nap"] => loop {
+            thread::sleep(Duration::from_nanos(1));
+        },
+        // Takes memory for ever in pieces, giving none back, or grows it whether it succeeds or not.
+        ["hoard"] => loop {
+            std::mem::forget(black_box(vec![1_u8; MIB]));
+        },
+        ["grow"] => loop {
+            black_box(grow());
+        },
         ["allocate", mebibytes] => {
             let block = vec![1_u8; number(mebibytes, words)? as usize * MIB];
             black_box(&block);
@@ -173,6 +188,14 @@ fn outcome<T, E: ToString>(result: Result<T, E>) -> String {
 #[inline(never)]
 fn recurse(depth: u64) -> u64 {
     recurse(black_box(depth) + 1).rotate_left(1) ^ depth
+}
+
+/// Grows the memory by a page.
+fn grow() -> usize {
+    #[cfg(target_family = "wasm")]
+    return core::arch::wasm32::memory_grow::<0>(1);
+    #[cfg(not(target_family = "wasm"))]
+    std::process::abort();
 }
 
 /// The instruction `unreachable`, without a message.

@@ -24,6 +24,17 @@ pub fn guest_of_another_shape() -> Result<Vec<u8>> {
     encoded(resolve, "export mailroom:triage/handler@0.1.0;")
 }
 
+/// A component of the core module `module`, in wat, for the world `crafted` of the package that `world` describes.
+pub fn guest_of(module: &str, world: &str) -> Result<Vec<u8>> {
+    let mut module = wat::parse_str(module)?;
+    let mut resolve = Resolve::default();
+    resolve.push_path(tools::workspace().join("wit"))?;
+    let package = resolve.push_str("crafted.wit", world)?;
+    let world = resolve.select_world(&[package], Some("crafted"))?;
+    embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8)?;
+    ComponentEncoder::default().validate(true).module(&module)?.encode()
+}
+
 fn encoded(mut resolve: Resolve, world: &str) -> Result<Vec<u8>> {
     let package = resolve.push_str("crafted.wit", &format!("package test:crafted;\nworld crafted {{ {world} }}"))?;
     let world = resolve.select_world(&[package], None)?;

@@ -8,6 +8,7 @@ mod crafted;
 mod dead;
 mod documents;
 mod harness;
+mod hostile_components;
 mod lifecycle;
 mod load;
 mod messages;

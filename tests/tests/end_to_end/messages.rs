@@ -193,7 +193,7 @@ async fn a_slow_guest_does_not_hold_up_its_neighbours() -> Result<()> {
 async fn guest_output_is_logged_within_bounds() -> Result<()> {
     let bed = Bed::new().await?;
     let host = bed.actor(&[]).await?;
-    bed.tell(["print hello there", "flood 4"]).await?;
+    bed.tell(["print hello there", "flood 1"]).await?;
     bed.verdicts(2).await?;
     let line = host.wait_for_line(SOON, |line| line.contains("hello there")).await?;
     assert!(line.contains(":triage:1"), "{line}");

@@ -328,7 +328,8 @@ async fn what_a_guest_prints_is_logged() -> Result<()> {
 /// A guest that prints without end gets its verdict; the log keeps the beginning and says how much it left out.
 #[tokio::test]
 async fn a_flood_of_output_is_bounded() -> Result<()> {
-    let output = triage(&tools::component("actor")?, &["--deadline", "10s"], b"flood 8").await?.success()?;
+    let patient = ["--deadline", "10s", "--host-calls-max", "1000000"];
+    let output = triage(&tools::component("actor")?, &patient, b"flood 8").await?.success()?;
     assert_eq!(json_lines(&output.stdout)?[0]["queue"], "flooded");
     ensure!(output.stderr.len() < LOGGED_MAX_BYTES, "{} bytes of log", output.stderr.len());
     let lines = json_lines(&output.stderr)?;

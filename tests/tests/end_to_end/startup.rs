@@ -267,7 +267,7 @@ async fn a_server_without_jetstream_is_refused() -> Result<()> {
 #[tokio::test]
 async fn flags_that_make_no_sense_are_refused() -> Result<()> {
     let component = name(&tools::component("triage")?);
-    let cases: [(i32, &[&str], &[&str]); 21] = [
+    let cases: [(i32, &[&str], &[&str]); 22] = [
         (1, &["--slots", "0"], &["--slots 0"]),
         (1, &["--slots", "20001"], &["--slots 20001", "at most"]),
         (1, &["--shards", "0"], &["--shards 0", "one per core"]),
@@ -276,6 +276,7 @@ async fn flags_that_make_no_sense_are_refused() -> Result<()> {
         (1, &["--deadline", "0s"], &["--deadline 0s", "1s is usual"]),
         (1, &["--memory-max", "1KiB"], &["--memory-max", "between 64 KiB"]),
         (1, &["--output-max", "1B"], &["--output-max", "between 1 KiB"]),
+        (1, &["--message-max", "0"], &["--message-max 0"]),
         (1, &["--attempts", "0"], &["--attempts 0"]),
         (1, &["--max-deliver", "3"], &["--max-deliver 3", "--attempts 5"]),
         (1, &["--retry-min", "10m"], &["--retry-min", "--retry-max"]),
