@@ -118,6 +118,11 @@ impl Metrics {
         })
     }
 
+    /// Counts a message that left its stream without having come to a shard.
+    pub fn settled(&self, outcome: &str, reason: &str) {
+        self.messages.with_label_values(&[outcome, reason]).inc();
+    }
+
     fn text(&self) -> Result<Vec<u8>> {
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;

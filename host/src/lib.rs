@@ -18,6 +18,9 @@ mod settle;
 mod sink;
 mod source;
 
+mod identity;
+mod unreadable;
+
 mod component;
 mod engine;
 mod log;

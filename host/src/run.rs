@@ -5,12 +5,15 @@ use crate::capabilities::Configuration;
 use crate::component::load;
 use crate::dev::DevServer;
 use crate::host::{Consumer, Host, Stop, connect_patiently};
+use crate::identity::Losses;
 use crate::log::LogArgs;
 use crate::names::{NameArgs, Names};
 use crate::nats::{Nats, NatsArgs, check_jetstream};
 use crate::pool::{self, Guest, Limits};
 use crate::provision::{Layout, Mode, provision, unsafe_settings};
 use crate::settle::Policy;
+use crate::sink::Sink;
+use crate::unreadable::{Alarm, Search};
 use anyhow::{Context, Result, bail, ensure};
 use bytesize::ByteSize;
 use std::net::SocketAddr;
@@ -18,7 +21,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 use tokio::select;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -282,7 +284,7 @@ async fn serve(config: Config, guest: Arc<Guest>, signals: &mut Signals) -> Resu
         tasks.spawn(admin.serve(metrics.clone(), health.clone()));
     }
 
-    let connecting = connect_patiently(&config.nats, "mailroom", Arc::new(AtomicU64::new(0)), connected, &stop.drain);
+    let connecting = connect_patiently(&config.nats, "mailroom", Arc::<Losses>::default(), connected, &stop.drain);
     let client = select! {
         client = connecting => client?,
         name = signals.next() => {
@@ -291,7 +293,7 @@ async fn serve(config: Config, guest: Arc<Guest>, signals: &mut Signals) -> Resu
         }
     };
     let Some(client) = client else { return Ok(()) };
-    let jetstream = config.nats.jetstream(client, REQUEST_TIMEOUT);
+    let jetstream = config.nats.jetstream(client.clone(), REQUEST_TIMEOUT);
     select! {
         checking = check(&jetstream, &config) => checking?,
         name = signals.next() => {
@@ -300,9 +302,21 @@ async fn serve(config: Config, guest: Arc<Guest>, signals: &mut Signals) -> Resu
         }
     }
     checked.set(true);
-    tasks.spawn(watch_backlog(jetstream, config.names.clone(), metrics.clone()));
+    tasks.spawn(watch_backlog(jetstream.clone(), config.names.clone(), metrics.clone()));
+    let alarm = Alarm::default();
+    let sink = Sink::new(jetstream.clone(), config.names.clone(), guest.digest().to_string());
+    let search = Search::new(
+        client,
+        jetstream,
+        config.names.clone(),
+        sink,
+        metrics.clone(),
+        alarm.clone(),
+        config.policy.retry_max,
+    );
+    tasks.spawn(search.run());
 
-    let mut shards = start_shards(&config, &guest, &metrics, &health, &stop)?;
+    let mut shards = start_shards(&config, &guest, &metrics, &health, &alarm, &stop)?;
     tracing::info!(
         component = %config.component.display(),
         digest = guest.digest(),
@@ -386,6 +400,7 @@ fn start_shards(
     guest: &Arc<Guest>,
     metrics: &Metrics,
     health: &Health,
+    alarm: &Alarm,
     stop: &Stop,
 ) -> Result<JoinSet<Result<()>>> {
     let mut shards = JoinSet::new();
@@ -400,6 +415,7 @@ fn start_shards(
             max_in_flight: config.max_in_flight,
             metrics: metrics.clone(),
             health: health.clone(),
+            alarm: alarm.clone(),
             stop: stop.clone(),
         };
         let (sender, receiver) = tokio::sync::oneshot::channel();

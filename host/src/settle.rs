@@ -39,6 +39,8 @@ impl DeadReason {
     pub const RETRY: Self = Self("retry");
     /// The message came too often to be run once more.
     pub const MAX_DELIVER: Self = Self("max-deliver");
+    /// The NATS client library cannot read the message.
+    pub const UNREADABLE: Self = Self("unreadable-headers");
 
     /// The reason's name in headers and metrics.
     pub fn name(self) -> &'static str {

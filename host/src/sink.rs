@@ -10,6 +10,8 @@ use async_nats::jetstream::context::{PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use async_nats::jetstream::{self, Context, ErrorCode};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use std::time::SystemTime;
 
 /// Most bytes of a trace header that is copied to the verdict: what W3C Trace Context asks everyone to carry.
@@ -110,6 +112,39 @@ impl Sink {
             // The message came near the server's limit by itself; the reason must not cost it its dead letter.
             Err(StoreError::TooLarge) if !detail.is_empty() => {
                 self.publish(self.names.dead_subject(), self.letter(delivery, reason, "")).await
+            }
+            stored => stored,
+        }
+    }
+
+    /// Stores a message, whole, whose header block the client library cannot read.
+    ///
+    /// The block goes into the header `Mailroom-Headers`, in base64; where it is too large for that, in front of the
+    /// payload, and `Mailroom-Headers-Bytes` says how long it is.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn unreadable(
+        &self,
+        delivery: &Delivery,
+        block: Option<&[u8]>,
+        detail: &str,
+    ) -> Result<Stored, StoreError> {
+        let Some(block) = block else { return self.dead(delivery, DeadReason::UNREADABLE, detail).await };
+        let letter = self.letter(delivery, DeadReason::UNREADABLE, detail);
+        let letter = letter.header("Mailroom-Headers", BASE64.encode(block));
+        match self.publish(self.names.dead_subject(), letter).await {
+            Err(StoreError::TooLarge) => {
+                let in_front = Delivery {
+                    message: delivery.message.clone(),
+                    headers: None,
+                    payload: [block, &delivery.payload].concat().into(),
+                    reply: delivery.reply.clone(),
+                    ..*delivery
+                };
+                let letter = self.letter(&in_front, DeadReason::UNREADABLE, detail);
+                let letter = letter.header("Mailroom-Headers-Bytes", block.len().to_string());
+                self.publish(self.names.dead_subject(), letter).await
             }
             stored => stored,
         }

@@ -1,8 +1,10 @@
 //! Where messages come from: raw pulls on a JetStream consumer, so that the host never asks for more than it has
 //! room for and hands back, at the end, what it has not begun.
 
+use crate::identity::Losses;
 use crate::interface::Message;
-use anyhow::{Context, Result};
+use anyhow::{Context as _, Result};
+use async_nats::header::HeaderValue;
 use async_nats::jetstream::consumer::Info;
 use async_nats::jetstream::message::AckKind;
 use async_nats::{Client, HeaderMap, StatusCode, Subject, Subscriber};
@@ -10,7 +12,6 @@ use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a pull waits at the server for messages.
@@ -47,6 +48,9 @@ pub struct Delivery {
 pub enum Event {
     /// A message.
     Delivery(Box<Delivery>),
+    /// A message that another stream of this name must have had: only those that came before it are this stream's.
+    /// It is the next event again; whether to take it is for the caller to find out.
+    Doubt,
     /// The consumer cannot be pulled from; the text says what the server said.
     Trouble(String),
 }
@@ -63,8 +67,12 @@ pub struct Source {
     /// The subscription before the last [`Source::renew`], until what was on its way to it has arrived.
     ending: Option<Subscriber>,
     /// Counts lost connections; another number than `losses_seen` means that the pulls are gone.
-    losses: Arc<AtomicU64>,
+    losses: Arc<Losses>,
     losses_seen: u64,
+    /// Sequence and time of the message that is furthest on in the stream.
+    furthest: (u64, Duration),
+    /// Whether the last message contradicted that one.
+    doubtful: bool,
     /// Waiting pulls by number, with the time at which the server must have ended them.
     pulls: BTreeMap<u64, Instant>,
     pull_number: u64,
@@ -87,7 +95,7 @@ impl Source {
         api_prefix: &str,
         stream_created: i64,
         consumer: &Info,
-        losses: Arc<AtomicU64>,
+        losses: Arc<Losses>,
     ) -> Result<Self> {
         let inbox = client.new_inbox();
         let subscription = client.subscribe(format!("{inbox}.*")).await.context("subscribe to the pull inbox")?;
@@ -97,7 +105,7 @@ impl Source {
             next_subject: format!("{api_prefix}.CONSUMER.MSG.NEXT.{stream}.{name}"),
             id_prefix: format!("{stream}:{stream_created}:{name}:"),
             batch_max,
-            losses_seen: losses.load(Ordering::Relaxed),
+            losses_seen: losses.count(),
             losses,
             client,
             subscription,
@@ -108,6 +116,8 @@ impl Source {
             requested: 0,
             backlog: VecDeque::new(),
             last_heard: Instant::now(),
+            furthest: (0, Duration::ZERO),
+            doubtful: false,
         })
     }
 
@@ -121,7 +131,7 @@ impl Source {
     /// second or so.
     pub async fn next(&mut self, room: usize) -> Result<Event> {
         loop {
-            if self.losses_seen != self.losses.load(Ordering::Relaxed) {
+            if self.losses_seen != self.losses.count() {
                 self.renew().await?;
             }
             self.collect_ending();
@@ -155,6 +165,16 @@ impl Source {
                 return event;
             }
         }
+    }
+
+    /// Whether a pull waits at the server, which ends it with a word when the consumer is deleted.
+    pub fn is_waiting(&self) -> bool {
+        !self.pulls.is_empty() && self.losses_seen == self.losses.count()
+    }
+
+    /// Whether what has not been handed out comes from another stream than what has.
+    pub fn is_doubtful(&self) -> bool {
+        self.doubtful
     }
 
     /// Asks for messages if there is enough room to make it worth while.
@@ -207,7 +227,7 @@ impl Source {
 
     /// A new inbox: what old pulls may still bring would come on top of what is asked for now.
     async fn renew(&mut self) -> Result<()> {
-        let losses = self.losses.load(Ordering::Relaxed);
+        let losses = self.losses.count();
         let inbox = self.client.new_inbox();
         let subscription = self.client.subscribe(format!("{inbox}.*")).await.context("subscribe to the pull inbox")?;
         // Nothing is awaited while the state changes, so that a dropped future leaves it whole.
@@ -236,18 +256,15 @@ impl Source {
     }
 
     /// A message of an earlier subscription, which no pull of this one asked for.
-    fn read_old(&self, message: async_nats::Message) -> Option<Event> {
-        let is_message = message.status.is_none_or(|status| status == StatusCode::OK);
-        is_message.then(|| self.deliver(message)).flatten()
+    fn read_old(&mut self, message: async_nats::Message) -> Option<Event> {
+        is_delivery(&message).then(|| self.deliver(message)).flatten()
     }
 
     /// Makes an event of what arrived, or takes note of what the server says about a pull.
     fn read(&mut self, message: async_nats::Message) -> Option<Event> {
         self.last_heard = Instant::now();
-        if let Some(status) = message.status
-            && status != StatusCode::OK
-        {
-            return self.status(status, &message);
+        if !is_delivery(&message) {
+            return message.status.and_then(|status| self.status(status, &message));
         }
         self.requested = self.requested.saturating_sub(1);
         if self.requested == 0 {
@@ -256,14 +273,21 @@ impl Source {
         self.deliver(message)
     }
 
-    fn deliver(&self, message: async_nats::Message) -> Option<Event> {
-        match Delivery::read(message, &self.id_prefix) {
-            Ok(delivery) => Some(Event::Delivery(Box::new(delivery))),
-            Err(err) => {
-                tracing::warn!("message without a JetStream reply subject passed over: {err:#}");
-                None
-            }
+    fn deliver(&mut self, message: async_nats::Message) -> Option<Event> {
+        let Some(reply) = message.reply.as_deref().and_then(ReplyInfo::parse) else {
+            tracing::warn!("message with the reply subject {:?} passed over", message.reply);
+            return None;
+        };
+        let here = (reply.sequence, reply.stored);
+        // In one stream, who comes later has the higher sequence.
+        self.doubtful = self.furthest.0.cmp(&here.0) != self.furthest.1.cmp(&here.1) && self.furthest.0 > 0;
+        if self.doubtful {
+            self.furthest = here;
+            self.backlog.push_front(message);
+            return Some(Event::Doubt);
         }
+        self.furthest = self.furthest.max(here);
+        Delivery::read(message, reply, &self.id_prefix).map(|delivery| Event::Delivery(Box::new(delivery)))
     }
 
     fn status(&mut self, status: StatusCode, message: &async_nats::Message) -> Option<Event> {
@@ -309,22 +333,26 @@ impl Source {
                     Ok(None) | Err(_) => return left,
                 },
             };
-            if message.status.is_none_or(|status| status == StatusCode::OK)
-                && let Ok(delivery) = Delivery::read(message, &self.id_prefix)
-            {
-                left.push(delivery);
+            if let Some(reply) = message.reply.as_deref().and_then(ReplyInfo::parse) {
+                left.extend(Delivery::read(message, reply, &self.id_prefix));
             }
         }
     }
 }
 
 impl Delivery {
-    fn read(message: async_nats::Message, id_prefix: &str) -> Result<Self> {
-        let reply = message.reply.clone().context("no reply subject")?;
-        let reply_info = ReplyInfo::parse(&reply).with_context(|| format!("reply subject {reply}"))?;
+    fn read(message: async_nats::Message, reply_info: ReplyInfo, id_prefix: &str) -> Option<Self> {
+        let reply = message.reply?;
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        let (headers, payload) = (message.headers, message.payload);
-        Ok(Self {
+        let (mut headers, payload) = (message.headers, message.payload);
+        if let (Some(headers), Some(status)) = (&mut headers, message.status) {
+            // A sender may write one, as the server does in its answers; like this the client for Go tells of it too.
+            headers.append("Status", status.to_string());
+            if let Some(description) = message.description.and_then(|text| text.parse::<HeaderValue>().ok()) {
+                headers.append("Description", description);
+            }
+        }
+        Some(Self {
             message: Message {
                 id: format!("{id_prefix}{}", reply_info.sequence),
                 subject: message.subject.to_string(),
@@ -351,6 +379,12 @@ impl Delivery {
     }
 }
 
+/// Whether it is a message of the stream, and not the server's word about a pull. The reply subject tells, not the
+/// status, which a sender can write as well.
+fn is_delivery(message: &async_nats::Message) -> bool {
+    message.reply.as_deref().is_some_and(|reply| reply.starts_with("$JS.ACK."))
+}
+
 /// The headers sorted by name, a repeated one repeated.
 fn sorted(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
     let mut sorted: Vec<(String, Vec<u8>)> = headers
@@ -362,7 +396,7 @@ fn sorted(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
 }
 
 /// What the reply subject of a JetStream delivery says, in both of its formats (ADR-15).
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct ReplyInfo {
     sequence: u64,
     count: u64,

@@ -7,6 +7,7 @@ mod bed;
 mod crafted;
 mod documents;
 mod harness;
+mod hostile_messages;
 mod lifecycle;
 mod messages;
 mod offline;

@@ -1,0 +1,426 @@
+//! Messages that the NATS client library cannot read.
+//!
+//! The server stores whatever bytes a sender calls headers. async-nats ends its connection at a block that is no
+//! UTF-8, for example, without a word about the message: all that was on its way with it is lost, and comes again
+//! after `ack_wait`, with the same message. So whenever a shard loses its connection, one [`Search`] looks through
+//! what the consumer has delivered, by way of the JetStream API, which wraps headers in JSON. What it finds goes to
+//! the dead letters.
+
+use crate::admin::Metrics;
+use crate::interface::Message;
+use crate::names::{Names, overlap};
+use crate::settle::DeadReason;
+use crate::sink::{Sink, StoreError};
+use crate::source::Delivery;
+use anyhow::{Context as _, Result};
+use async_nats::header::{HeaderName, HeaderValue};
+use async_nats::jetstream::consumer::Info;
+use async_nats::jetstream::message::AckKind;
+use async_nats::jetstream::response::Response;
+use async_nats::jetstream::stream::RawMessage;
+use async_nats::jetstream::{Context, ErrorCode};
+use async_nats::{Client, HeaderMap, StatusCode};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use futures::{FutureExt as _, StreamExt as _, stream};
+use serde::Deserialize;
+use serde_json::json;
+use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+use tokio::time::sleep;
+
+/// Messages that are looked at or put away at the same time.
+const LOOKS_MAX: usize = 16;
+
+/// How long shards are careful after a connection was lost: time to find out why.
+const CAREFUL_AFTER_LOSS: Duration = Duration::from_secs(5);
+
+/// How long they are careful after a message was found that did it: its sender may have sent more.
+const CAREFUL_AFTER_FINDING: Duration = Duration::from_secs(60);
+
+/// The first and the longest wait before something that failed is repeated.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// How often the server is asked to confirm that a message is terminated.
+const CONFIRMATIONS_MAX: usize = 5;
+
+/// Lets the shards, which lose connections, and the [`Search`] for the reason know of each other.
+#[derive(Clone)]
+pub struct Alarm(Arc<AlarmState>);
+
+struct AlarmState {
+    lost: Notify,
+    made: Instant,
+    /// Until when shards are careful, in milliseconds since `made`.
+    careful_until: AtomicU64,
+}
+
+impl Default for Alarm {
+    fn default() -> Self {
+        Self(Arc::new(AlarmState { lost: Notify::new(), made: Instant::now(), careful_until: AtomicU64::new(0) }))
+    }
+}
+
+impl Alarm {
+    /// A shard's connection is lost, perhaps through a message.
+    pub fn raise(&self) {
+        self.careful_for(CAREFUL_AFTER_LOSS);
+        self.0.lost.notify_one();
+    }
+
+    /// Whether shards are to ask for one message at a time, so that an unreadable one costs nobody else's delivery.
+    pub fn is_raised(&self) -> bool {
+        let until = self.0.careful_until.load(Ordering::Relaxed);
+        until > 0 && Duration::from_millis(until) > self.0.made.elapsed()
+    }
+
+    fn careful_for(&self, time: Duration) {
+        let until = u64::try_from((self.0.made.elapsed() + time).as_millis()).unwrap_or(u64::MAX);
+        self.0.careful_until.fetch_max(until, Ordering::Relaxed);
+    }
+}
+
+/// Looks for unreadable messages whenever a connection was lost, and puts them away.
+pub struct Search {
+    client: Client,
+    jetstream: Context,
+    names: Names,
+    sink: Sink,
+    metrics: Metrics,
+    alarm: Alarm,
+    /// How long a message stays away that cannot even be stored as a dead letter.
+    retry_max: Duration,
+}
+
+/// What was looked at already and needs no second look: messages do not change.
+struct Seen {
+    consumer_created: i128,
+    sequences: RangeInclusive<u64>,
+    /// Exceptions: unreadable, and not put away.
+    left: BTreeSet<u64>,
+}
+
+/// Where the messages of a search come from.
+struct Origin {
+    /// `<stream>:<created>:<consumer>:`
+    id_prefix: String,
+    filters: Vec<String>,
+    /// The sequence of the consumer's last delivery.
+    delivered: u64,
+}
+
+impl Search {
+    /// A search on a connection that is no shard's.
+    pub fn new(
+        client: Client,
+        jetstream: Context,
+        names: Names,
+        sink: Sink,
+        metrics: Metrics,
+        alarm: Alarm,
+        retry_max: Duration,
+    ) -> Self {
+        Self { client, jetstream, names, sink, metrics, alarm, retry_max }
+    }
+
+    /// Searches at every [`Alarm::raise`], until the future is dropped.
+    pub async fn run(self) {
+        let mut seen = None;
+        loop {
+            self.alarm.0.lost.notified().await;
+            let (stream_created, consumer) = self.patiently("the consumer", || self.consumer()).await;
+            let config = &consumer.config;
+            let filters = config.filter_subjects.iter().chain([&config.filter_subject]);
+            let origin = Origin {
+                id_prefix: format!("{}:{stream_created}:{}:", self.names.stream, self.names.consumer),
+                filters: filters.filter(|filter| !filter.is_empty()).cloned().collect(),
+                delivered: consumer.delivered.consumer_sequence,
+            };
+            seen = Some(self.search(&origin, &consumer, seen.as_ref()).await);
+        }
+    }
+
+    /// Looks at all that is delivered and perhaps not settled, the newest first.
+    async fn search(&self, origin: &Origin, consumer: &Info, seen: Option<&Seen>) -> Seen {
+        let consumer_created = consumer.created.unix_timestamp_nanos();
+        let seen = seen.filter(|seen| seen.consumer_created == consumer_created);
+        let (first, last) = (consumer.ack_floor.stream_sequence + 1, consumer.delivered.stream_sequence);
+        let is_new =
+            |sequence: &u64| seen.is_none_or(|seen| !seen.sequences.contains(sequence) || seen.left.contains(sequence));
+        let started = Instant::now();
+        let looks = stream::iter((first..=last).rev().filter(is_new))
+            .map(|sequence| self.look(origin, sequence).map(move |end| (sequence, end)).boxed());
+        let (mut looked_at, mut put_away, mut left) = (0_u64, 0_u64, BTreeSet::new());
+        let mut looks = std::pin::pin!(looks.buffer_unordered(LOOKS_MAX));
+        while let Some((sequence, end)) = looks.next().await {
+            looked_at += 1;
+            match end {
+                End::Readable => {}
+                End::PutAway => put_away += 1,
+                End::Left => drop(left.insert(sequence)),
+            }
+        }
+        if looked_at > 0 {
+            let took = started.elapsed();
+            tracing::info!(looked_at, put_away, ?took, "looked for a message that cuts connections");
+        }
+        let first = match seen {
+            // A gap between then and now was settled meanwhile.
+            Some(seen) if first <= *seen.sequences.end() => first.min(*seen.sequences.start()),
+            _ => first,
+        };
+        Seen { consumer_created, sequences: first..=last, left }
+    }
+
+    /// Looks at one message, and puts it away if it is unreadable.
+    async fn look(&self, origin: &Origin, sequence: u64) -> End {
+        let stored = self.patiently("a message", || self.stored(sequence)).await;
+        let Some(stored) = stored else { return End::Readable };
+        let wanted = origin.filters.is_empty() || origin.filters.iter().any(|filter| overlap(filter, &stored.subject));
+        let block = stored.headers.as_deref();
+        let Some(fault) = fault(&stored.subject, block).filter(|_| wanted) else { return End::Readable };
+        self.alarm.careful_for(CAREFUL_AFTER_FINDING);
+        let delivery = Delivery {
+            message: Message {
+                id: format!("{}{sequence}", origin.id_prefix),
+                subject: stored.subject,
+                headers: Vec::new(),
+                time: 0,
+                attempt: 0,
+                data: Vec::new(),
+            },
+            headers: block.map(readable_headers),
+            payload: stored.payload.into(),
+            reply: reply_subject(&self.names, sequence, origin.delivered).into(),
+            count: 0,
+            arrived: Instant::now(),
+            age: Duration::ZERO,
+        };
+        self.put_away(&delivery, block, fault).await
+    }
+
+    async fn put_away(&self, delivery: &Delivery, block: Option<&[u8]>, fault: &str) -> End {
+        let id = &delivery.message.id;
+        let mut wait = BACK_OFF.0;
+        loop {
+            match self.sink.unreadable(delivery, block, fault).await {
+                Ok(_) => break,
+                Err(StoreError::Unavailable(reason)) => {
+                    self.metrics.store_failures.inc();
+                    if wait == BACK_OFF.0 {
+                        tracing::error!(
+                            id,
+                            "cannot store a dead letter of a message that cuts connections: {reason}; trying again"
+                        );
+                    }
+                    // Kept from being delivered meanwhile; a host that cannot say so loses one more connection.
+                    let _ = self.client.publish(delivery.reply.clone(), AckKind::Progress.into()).await;
+                    sleep(wait).await;
+                    wait = (wait * 2).min(BACK_OFF.1);
+                }
+                Err(err @ StoreError::TooLarge) => {
+                    tracing::error!(
+                        id,
+                        "a message cuts connections: {fault}; the result is {err}; the message stays in its stream"
+                    );
+                    let later = AckKind::Nak(Some(self.retry_max));
+                    let _ = self.client.publish(delivery.reply.clone(), later.into()).await;
+                    self.metrics.settled("retry", "too-large");
+                    return End::Left;
+                }
+            }
+        }
+        for _ in 0..CONFIRMATIONS_MAX {
+            match self.client.request(delivery.reply.clone(), AckKind::Term.into()).await {
+                Ok(_) => {
+                    tracing::warn!(id, "a message cut a connection: {fault}; it is in the dead letters now");
+                    self.metrics.settled("dead", DeadReason::UNREADABLE.name());
+                    return End::PutAway;
+                }
+                Err(_) => sleep(BACK_OFF.1).await,
+            }
+        }
+        End::Left
+    }
+
+    /// When the stream was made, in seconds since 1970, and the consumer.
+    async fn consumer(&self) -> Result<(i64, Info)> {
+        let stream = self.jetstream.get_stream(&self.names.stream).await.context("find the stream")?;
+        let consumer = stream.consumer_info(&self.names.consumer).await.context("find the consumer")?;
+        Ok((stream.cached_info().created.unix_timestamp(), consumer))
+    }
+
+    /// A message as the stream keeps it; nothing, if it is gone.
+    async fn stored(&self, sequence: u64) -> Result<Option<StoredMessage>> {
+        let subject = format!("STREAM.MSG.GET.{}", self.names.stream);
+        match self.jetstream.request(subject, &json!({ "seq": sequence })).await? {
+            Response::Ok(Found { message }) => Ok(Some(StoredMessage {
+                subject: message.subject,
+                headers: message.headers.map(|headers| BASE64.decode(headers)).transpose()?,
+                payload: BASE64.decode(message.payload)?,
+            })),
+            Response::Err { error }
+                if matches!(error.error_code(), ErrorCode::NO_MESSAGE_FOUND | ErrorCode::STREAM_NOT_FOUND) =>
+            {
+                Ok(None)
+            }
+            Response::Err { error } => Err(error.into()),
+        }
+    }
+
+    /// Repeats `attempt` until it succeeds.
+    async fn patiently<T, F>(&self, what: &str, attempt: impl Fn() -> F) -> T
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let mut wait = BACK_OFF.0;
+        loop {
+            match attempt().await {
+                Ok(value) => return value,
+                Err(err) => {
+                    if wait == BACK_OFF.1 {
+                        tracing::warn!("cannot look at {what}, for what cut a connection: {err:#}; trying again");
+                    }
+                    sleep(wait).await;
+                    wait = (wait * 2).min(BACK_OFF.1);
+                }
+            }
+        }
+    }
+}
+
+/// What became of a message that was looked at.
+enum End {
+    /// It is none of ours, or gone.
+    Readable,
+    /// It is in the dead letters and terminated.
+    PutAway,
+    /// It is unreadable, and still to be delivered.
+    Left,
+}
+
+#[derive(Deserialize)]
+struct Found {
+    message: RawMessage,
+}
+
+struct StoredMessage {
+    subject: String,
+    headers: Option<Vec<u8>>,
+    payload: Vec<u8>,
+}
+
+/// Where the acknowledgement of a message goes whose delivery was never seen (ADR-15). The server goes by the sequence
+/// in the stream; that of the delivery only has to be one that the consumer has reached and not all before is settled.
+fn reply_subject(names: &Names, sequence: u64, delivered: u64) -> String {
+    format!("$JS.ACK.{}.{}.1.{sequence}.{delivered}.0.0", names.stream, names.consumer)
+}
+
+/// What async-nats fails at in a message; nothing, if it can read it. `subject` is as the JetStream API tells it, with
+/// U+FFFD for what is no UTF-8.
+fn fault(subject: &str, block: Option<&[u8]>) -> Option<&'static str> {
+    if subject.contains(char::REPLACEMENT_CHARACTER) {
+        return Some("its subject is no UTF-8");
+    }
+    let block = block.filter(|block| !block.is_empty())?;
+    if subject.contains(char::is_whitespace) {
+        return Some("there is white space in its subject");
+    }
+    let Ok(text) = std::str::from_utf8(block) else { return Some("its headers are no UTF-8") };
+    let mut lines = text.lines();
+    let Some(status) = lines.next().and_then(|version| version.strip_prefix("NATS/1.0")).map(str::trim) else {
+        return Some("its headers do not begin with NATS/1.0");
+    };
+    let code = status.split_once(' ').map_or(status, |(code, _)| code.trim());
+    if !code.is_empty() && code.parse::<StatusCode>().is_err() {
+        return Some("its headers begin with a status that is none");
+    }
+    headers(lines).into_iter().find_map(Result::err)
+}
+
+/// Those of a block's headers that can be read.
+fn readable_headers(block: &[u8]) -> HeaderMap {
+    let lines = block.split(|byte| *byte == b'\n').skip(1);
+    let lines = lines.filter_map(|line| std::str::from_utf8(line.strip_suffix(b"\r").unwrap_or(line)).ok());
+    let mut readable = HeaderMap::new();
+    for (name, value) in headers(lines).into_iter().flatten() {
+        readable.append(name, value);
+    }
+    readable
+}
+
+/// Reads header lines as async-nats does, and goes on where it gives up or panics.
+fn headers<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<Result<(HeaderName, HeaderValue), &'static str>> {
+    let mut lines = lines.peekable();
+    let mut headers = Vec::new();
+    while let Some(line) = lines.next() {
+        if line.is_empty() {
+            continue;
+        }
+        let Some((name, value)) = line.split_once(':') else {
+            headers.push(Err("a line of its headers has no colon"));
+            continue;
+        };
+        let mut value = value.trim_start().to_owned();
+        while let Some(more) = lines.next_if(|line| line.starts_with(char::is_whitespace)) {
+            value.push_str(more);
+        }
+        let value = value.trim_end().parse().map_err(|_| "a header's value has a carriage return in it");
+        let name = name.parse().map_err(|_| "a header's name has a character in it that names must not have");
+        headers.push(name.and_then(|name| Ok((name, value?))));
+    }
+    headers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Deserialize)]
+    struct Sample {
+        name: String,
+        #[serde(default)]
+        subject: String,
+        headers: Option<String>,
+        readable: bool,
+    }
+
+    /// The bytes that the characters of a sample stand for.
+    fn bytes(text: &str) -> Vec<u8> {
+        text.chars().map(|c| u8::try_from(u32::from(c)).expect("a byte")).collect()
+    }
+
+    #[test]
+    fn unreadable_messages_are_told_from_readable_ones() {
+        let samples: Vec<Sample> =
+            serde_json::from_str(include_str!("../../tests/headers.json")).expect("the samples are JSON");
+        for Sample { name, subject, headers, readable } in samples {
+            let subject = String::from_utf8_lossy(&bytes(&subject)).into_owned();
+            let fault = fault(&subject, headers.as_deref().map(bytes).as_deref());
+            assert_eq!(fault.is_none(), readable, "{name}: {fault:?}");
+        }
+    }
+
+    #[test]
+    fn what_can_be_read_of_headers_is_read() {
+        let block = b"NATS/1.0\r\nA: 1\r\n\tfolded\r\nB b: 2\r\nnonsense\r\nC: \xff\r\nA:3\r\nD: a\rb\r\n\r\n";
+        let headers = readable_headers(block);
+        let values: Vec<&str> = headers.get_all("A").map(HeaderValue::as_str).collect();
+        assert_eq!((headers.len(), values), (1, vec!["1\tfolded", "3"]));
+    }
+
+    #[test]
+    fn the_alarm_lasts_for_a_while_and_a_finding_prolongs_it() {
+        let alarm = Alarm::default();
+        assert!(!alarm.is_raised());
+        alarm.raise();
+        assert!(alarm.is_raised());
+        let until = alarm.0.careful_until.load(Ordering::Relaxed);
+        alarm.careful_for(CAREFUL_AFTER_FINDING);
+        assert!(alarm.0.careful_until.load(Ordering::Relaxed) >= until + 50_000);
+    }
+}
