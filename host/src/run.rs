@@ -1,6 +1,6 @@
 //! `host run`: from the command line to the loop and back.
 
-use crate::admin::{Admin, Health, Metrics};
+use crate::admin::{Admin, Condition, Health, Metrics};
 use crate::capabilities::Configuration;
 use crate::component::load;
 use crate::dev::DevServer;
@@ -15,7 +15,10 @@ use crate::settle::Policy;
 use crate::sink::Sink;
 use crate::unreadable::{Alarm, Search};
 use anyhow::{Context, Result, bail, ensure};
+use async_nats::jetstream::response::Response;
 use bytesize::ByteSize;
+use serde::Deserialize;
+use serde_json::json;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -302,7 +305,9 @@ async fn serve(config: Config, guest: Arc<Guest>, signals: &mut Signals) -> Resu
         }
     }
     checked.set(true);
-    tasks.spawn(watch_backlog(jetstream.clone(), config.names.clone(), metrics.clone()));
+    let not_paused = health.condition("the consumer is paused");
+    not_paused.set(true);
+    tasks.spawn(watch_backlog(jetstream.clone(), config.names.clone(), metrics.clone(), not_paused));
     let alarm = Alarm::default();
     let sink = Sink::new(jetstream.clone(), config.names.clone(), guest.digest().to_string());
     let search = Search::new(
@@ -428,14 +433,34 @@ fn start_shards(
     Ok(shards)
 }
 
-/// Keeps the gauges of the consumer's backlog up to date.
-async fn watch_backlog(jetstream: async_nats::jetstream::Context, names: Names, metrics: Metrics) {
+/// What a look at the consumer's backlog asks of its information.
+#[derive(Deserialize)]
+struct Backlog {
+    num_pending: i64,
+    num_ack_pending: i64,
+    /// Known to servers from 2.11 on.
+    #[serde(default)]
+    paused: bool,
+}
+
+/// Keeps the gauges of the consumer's backlog up to date, and says when somebody has paused the consumer.
+async fn watch_backlog(
+    jetstream: async_nats::jetstream::Context,
+    names: Names,
+    metrics: Metrics,
+    not_paused: Condition,
+) {
+    let subject = format!("CONSUMER.INFO.{}.{}", names.stream, names.consumer);
     loop {
-        if let Ok(stream) = jetstream.get_stream_no_info(&names.stream).await
-            && let Ok(info) = stream.consumer_info(&names.consumer).await
-        {
-            metrics.consumer_pending.set(i64::try_from(info.num_pending).unwrap_or(i64::MAX));
-            metrics.consumer_ack_pending.set(i64::try_from(info.num_ack_pending).unwrap_or(i64::MAX));
+        if let Ok(Response::Ok(backlog)) = jetstream.request(subject.clone(), &json!({})).await {
+            let Backlog { num_pending, num_ack_pending, paused } = backlog;
+            metrics.consumer_pending.set(num_pending);
+            metrics.consumer_ack_pending.set(num_ack_pending);
+            match (not_paused.set(!paused), paused) {
+                (true, true) => tracing::warn!("consumer {} is paused: no messages until it goes on", names.consumer),
+                (true, false) => tracing::info!("consumer {} is no longer paused", names.consumer),
+                (false, _) => {}
+            }
         }
         tokio::time::sleep(BACKLOG_INTERVAL).await;
     }

@@ -105,15 +105,26 @@ impl Sink {
 
     /// Stores a message, whole, in the dead letters.
     ///
+    /// Its headers go in front of its payload where a stream takes no more headers beside them: see
+    /// [`Sink::unreadable`].
+    ///
     /// # Errors
     /// See [`StoreError`].
     pub async fn dead(&self, delivery: &Delivery, reason: DeadReason, detail: &str) -> Result<Stored, StoreError> {
         match self.publish(self.names.dead_subject(), self.letter(delivery, reason, detail)).await {
             // The message came near the server's limit by itself; the reason must not cost it its dead letter.
             Err(StoreError::TooLarge) if !detail.is_empty() => {
-                self.publish(self.names.dead_subject(), self.letter(delivery, reason, "")).await
+                match self.publish(self.names.dead_subject(), self.letter(delivery, reason, "")).await {
+                    Err(StoreError::TooLarge) => {}
+                    stored => return stored,
+                }
             }
-            stored => stored,
+            Err(StoreError::TooLarge) => {}
+            stored => return stored,
+        }
+        match &delivery.headers {
+            Some(headers) => self.headers_in_front(delivery, &block_of(headers), reason, "").await,
+            None => Err(StoreError::TooLarge),
         }
     }
 
@@ -130,24 +141,33 @@ impl Sink {
         block: Option<&[u8]>,
         detail: &str,
     ) -> Result<Stored, StoreError> {
-        let Some(block) = block else { return self.dead(delivery, DeadReason::UNREADABLE, detail).await };
-        let letter = self.letter(delivery, DeadReason::UNREADABLE, detail);
-        let letter = letter.header("Mailroom-Headers", BASE64.encode(block));
+        let reason = DeadReason::UNREADABLE;
+        let Some(block) = block else { return self.dead(delivery, reason, detail).await };
+        let letter = self.letter(delivery, reason, detail).header("Mailroom-Headers", BASE64.encode(block));
         match self.publish(self.names.dead_subject(), letter).await {
-            Err(StoreError::TooLarge) => {
-                let in_front = Delivery {
-                    message: delivery.message.clone(),
-                    headers: None,
-                    payload: [block, &delivery.payload].concat().into(),
-                    reply: delivery.reply.clone(),
-                    ..*delivery
-                };
-                let letter = self.letter(&in_front, DeadReason::UNREADABLE, detail);
-                let letter = letter.header("Mailroom-Headers-Bytes", block.len().to_string());
-                self.publish(self.names.dead_subject(), letter).await
-            }
+            Err(StoreError::TooLarge) => self.headers_in_front(delivery, block, reason, detail).await,
             stored => stored,
         }
+    }
+
+    /// Stores a message with its header block in front of its payload.
+    async fn headers_in_front(
+        &self,
+        delivery: &Delivery,
+        block: &[u8],
+        reason: DeadReason,
+        detail: &str,
+    ) -> Result<Stored, StoreError> {
+        let in_front = Delivery {
+            message: delivery.message.clone(),
+            headers: None,
+            payload: [block, &delivery.payload].concat().into(),
+            reply: delivery.reply.clone(),
+            ..*delivery
+        };
+        let letter = self.letter(&in_front, reason, detail);
+        let letter = letter.header("Mailroom-Headers-Bytes", block.len().to_string());
+        self.publish(self.names.dead_subject(), letter).await
     }
 
     fn letter(&self, delivery: &Delivery, reason: DeadReason, detail: &str) -> PublishMessage {
@@ -205,6 +225,18 @@ impl Sink {
 fn never_stored(err: &PublishError) -> bool {
     let cause = std::error::Error::source(err).and_then(|cause| cause.downcast_ref::<jetstream::Error>());
     cause.is_some_and(|cause| NEVER_STORED.contains(&cause.error_code().0))
+}
+
+/// The headers as they stand in a message of the NATS protocol.
+fn block_of(headers: &HeaderMap) -> Vec<u8> {
+    let mut block = b"NATS/1.0\r\n".to_vec();
+    for (name, values) in headers.iter() {
+        for value in values {
+            block.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());
+        }
+    }
+    block.extend_from_slice(b"\r\n");
+    block
 }
 
 /// The name that a sender's header keeps in a dead letter: NATS would act on its own names there, and ours speak

@@ -9,6 +9,7 @@ mod documents;
 mod harness;
 mod hostile_messages;
 mod lifecycle;
+mod made_again;
 mod messages;
 mod offline;
 mod serve;
