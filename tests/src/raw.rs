@@ -1,6 +1,7 @@
 //! NATS by hand: messages that no client library would send.
 
 use anyhow::{Context as _, Result, bail};
+use serde_json::json;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
@@ -16,16 +17,21 @@ pub struct RawClient {
 }
 
 impl RawClient {
-    /// Connects to `nats://HOST:PORT`, without a login.
+    /// Connects to `nats://HOST:PORT`, with `USER:PASSWORD@` before it or without a login.
     ///
     /// # Errors
     /// When there is no server or it wants more.
     pub async fn connect(url: &str) -> Result<Self> {
-        let address = url.strip_prefix("nats://").context("only nats:// is spoken here")?;
+        let rest = url.strip_prefix("nats://").context("only nats:// is spoken here")?;
+        let (login, address) = rest.split_once('@').unwrap_or(("", rest));
         let connection = TcpStream::connect(address).await.with_context(|| format!("connect to {address}"))?;
         let mut client = Self { connection: BufReader::new(connection) };
-        let connect = r#"CONNECT {"verbose":false,"pedantic":false,"headers":true,"no_responders":true}"#;
-        client.connection.write_all(format!("{connect}\r\n").as_bytes()).await?;
+        let mut options = json!({ "verbose": false, "pedantic": false, "headers": true, "no_responders": true });
+        if let Some((user, password)) = login.split_once(':') {
+            options["user"] = user.into();
+            options["pass"] = password.into();
+        }
+        client.connection.write_all(format!("CONNECT {options}\r\n").as_bytes()).await?;
         client.flush().await?;
         Ok(client)
     }

@@ -27,6 +27,7 @@ use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use tests::RawClient;
 use tests::prelude::*;
 
 /// The pages whose commands run below; every page with an `sh` block is one of them.
@@ -176,7 +177,7 @@ async fn metrics_are_listed_as_they_are() -> Result<()> {
     Ok(())
 }
 
-/// A user with the permissions that the operators' page lists can run a host: verdict, dead letter and redelivery.
+/// A user with the permissions that the operators' page lists can run a host: verdict, dead letters and redelivery.
 #[tokio::test]
 async fn listed_permissions_suffice() -> Result<()> {
     let page = Page::read("docs/operating.md")?;
@@ -203,8 +204,12 @@ async fn listed_permissions_suffice() -> Result<()> {
     for mail in ["verdict support", "reject it", "fail-until 2"] {
         jetstream.publish("mail.test", mail.into()).await?.await?;
     }
+    // And one that has to be looked for in the stream.
+    let mut raw = RawClient::connect(&admin).await?;
+    raw.publish(b"mail.test", Some(b"NATS/1.0\r\nA: \xff\r\n\r\n"), b"verdict support").await?;
+    raw.flush().await?;
     let count = async || Ok((streams::count(&jetstream, "VERDICTS").await?, streams::count(&jetstream, "DEAD").await?));
-    eventually(SOON, "two verdicts and a dead letter", count, |counts| *counts == (2, 1)).await?;
+    eventually(SOON, "two verdicts and two dead letters", count, |counts| *counts == (2, 2)).await?;
     Ok(())
 }
 

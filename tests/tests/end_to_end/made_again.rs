@@ -3,7 +3,7 @@
 
 use crate::bed::{Bed, SOON};
 use async_nats::jetstream::AckKind;
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::TryStreamExt as _;
 use tests::prelude::*;
 
 /// A host whose hands are full when the stream goes is not told of it. Nevertheless the acknowledgements of what it
