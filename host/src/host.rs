@@ -194,6 +194,7 @@ impl Host {
                     client = anew;
                 }
                 let jetstream = self.nats.jetstream(client.clone(), REQUEST_TIMEOUT);
+                let lost = losses.count();
                 let consumer = match Consumer::look_up(&jetstream, &self.names).await {
                     Ok(consumer) => consumer,
                     Err(err) => {
@@ -219,7 +220,7 @@ impl Host {
                     policy: &self.policy,
                     max_in_flight: self.max_in_flight,
                     stop: &self.stop,
-                    identity: Identity::new(jetstream.clone(), self.names.clone(), made, losses.clone()),
+                    identity: Identity::new(jetstream.clone(), self.names.clone(), made, losses.clone(), lost),
                     alarm: &self.alarm,
                     found: &found,
                     slots: Semaphore::new(self.slots),
@@ -376,6 +377,8 @@ impl Shard<'_> {
                     self.beat(running.len()).await;
                 }
                 next = running.next() => if next.is_none() { break },
+                // So that the next beat knows whom it tells of the long ones.
+                _ = self.identity.holds(), if self.identity.is_in_doubt() => {}
             }
         }
         self.beat(running.len()).await;

@@ -75,9 +75,9 @@ struct Look {
 }
 
 impl Identity {
-    /// Of the consumer that was looked up just now, after `losses.count()` lost connections.
-    pub fn new(jetstream: Context, names: Names, created: i128, losses: Arc<Losses>) -> Self {
-        let sure = Cell::new(Some((Instant::now(), losses.count())));
+    /// Of the consumer that was looked up just now, after `lost` lost connections.
+    pub fn new(jetstream: Context, names: Names, created: i128, losses: Arc<Losses>, lost: u64) -> Self {
+        let sure = Cell::new(Some((Instant::now(), lost)));
         let (waiting, gone, look) = (Cell::default(), Cell::default(), RefCell::default());
         Self { jetstream, names, created, losses, sure, waiting, gone, look }
     }
@@ -101,13 +101,18 @@ impl Identity {
         !self.gone.get() && self.is_certain_since_loss() && (self.waiting.get() || self.sure.get().is_some_and(recent))
     }
 
+    /// Whether there is something to find out with [`Identity::holds`].
+    pub fn is_in_doubt(&self) -> bool {
+        !self.gone.get() && !self.is_sure()
+    }
+
     /// Whether the consumer is the same; looks if that is in doubt, for as long as the server is away.
     ///
     /// # Cancel safety
     /// The look goes on with the next call.
     pub async fn holds(&self) -> bool {
         loop {
-            if self.gone.get() || self.is_sure() {
+            if !self.is_in_doubt() {
                 return !self.gone.get();
             }
             let new = || look(self.jetstream.clone(), self.names.clone(), self.created, self.losses.clone());

@@ -10,6 +10,7 @@ use async_nats::jetstream::message::AckKind;
 use async_nats::{Client, HeaderMap, StatusCode, Subject, Subscriber};
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
+use std::cmp::Ordering::{Equal, Greater, Less};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -279,8 +280,7 @@ impl Source {
             return None;
         };
         let here = (reply.sequence, reply.stored);
-        // In one stream, who comes later has the higher sequence.
-        self.doubtful = self.furthest.0.cmp(&here.0) != self.furthest.1.cmp(&here.1) && self.furthest.0 > 0;
+        self.doubtful = contradict(self.furthest, here);
         if self.doubtful {
             self.furthest = here;
             self.backlog.push_front(message);
@@ -379,6 +379,16 @@ impl Delivery {
     }
 }
 
+/// Whether two messages, each with its sequence and its time, cannot be of one stream: who comes later has the higher
+/// sequence.
+fn contradict(one: (u64, Duration), other: (u64, Duration)) -> bool {
+    match one.0.cmp(&other.0) {
+        Less => one.1 > other.1,
+        Equal => one.1 != other.1,
+        Greater => one.1 < other.1,
+    }
+}
+
 /// Whether it is a message of the stream, and not the server's word about a pull. The reply subject tells, not the
 /// status, which a sender can write as well.
 fn is_delivery(message: &async_nats::Message) -> bool {
@@ -434,6 +444,23 @@ mod tests {
         }
         for reply in ["", "_INBOX.1", "$JS.ACK.MAIL", "$JS.ACK.MAIL.triage.x.100.7.1.42"] {
             assert_eq!(ReplyInfo::parse(reply), None, "{reply}");
+        }
+    }
+
+    #[test]
+    fn messages_of_two_streams_contradict_each_other() {
+        for (one, other, expected) in [
+            ((0, 0), (5, 70), false),
+            ((4, 60), (5, 70), false),
+            ((4, 60), (5, 60), false),
+            ((4, 60), (4, 60), false),
+            ((4, 60), (5, 50), true),
+            ((4, 60), (1, 70), true),
+            ((4, 60), (4, 70), true),
+        ] {
+            let [one, other] = [one, other].map(|(sequence, time)| (sequence, Duration::from_secs(time)));
+            assert_eq!(contradict(one, other), expected, "{one:?} {other:?}");
+            assert_eq!(contradict(other, one), expected, "{other:?} {one:?}");
         }
     }
 

@@ -109,7 +109,8 @@ struct Origin {
     /// `<stream>:<created>:<consumer>:`
     id_prefix: String,
     filters: Vec<String>,
-    /// The sequence of the consumer's last delivery.
+    /// When the consumer was made, in nanoseconds since 1970, and the sequence of its last delivery.
+    consumer_created: i128,
     delivered: u64,
 }
 
@@ -138,6 +139,7 @@ impl Search {
             let origin = Origin {
                 id_prefix: format!("{}:{stream_created}:{}:", self.names.stream, self.names.consumer),
                 filters: filters.filter(|filter| !filter.is_empty()).cloned().collect(),
+                consumer_created: consumer.created.unix_timestamp_nanos(),
                 delivered: consumer.delivered.consumer_sequence,
             };
             seen = Some(self.search(&origin, &consumer, seen.as_ref()).await);
@@ -146,7 +148,7 @@ impl Search {
 
     /// Looks at all that is delivered and perhaps not settled, the newest first.
     async fn search(&self, origin: &Origin, consumer: &Info, seen: Option<&Seen>) -> Seen {
-        let consumer_created = consumer.created.unix_timestamp_nanos();
+        let consumer_created = origin.consumer_created;
         let seen = seen.filter(|seen| seen.consumer_created == consumer_created);
         let (first, last) = (consumer.ack_floor.stream_sequence + 1, consumer.delivered.stream_sequence);
         let is_new =
@@ -200,10 +202,10 @@ impl Search {
             arrived: Instant::now(),
             age: Duration::ZERO,
         };
-        self.put_away(&delivery, block, fault).await
+        self.put_away(origin, &delivery, block, fault).await
     }
 
-    async fn put_away(&self, delivery: &Delivery, block: Option<&[u8]>, fault: &str) -> End {
+    async fn put_away(&self, origin: &Origin, delivery: &Delivery, block: Option<&[u8]>, fault: &str) -> End {
         let id = &delivery.message.id;
         let mut wait = BACK_OFF.0;
         loop {
@@ -233,6 +235,11 @@ impl Search {
                     return End::Left;
                 }
             }
+        }
+        // Storing may have taken its time. Another stream's message of this number is not meant.
+        let (_, consumer) = self.patiently("the consumer", || self.consumer()).await;
+        if consumer.created.unix_timestamp_nanos() != origin.consumer_created {
+            return End::PutAway;
         }
         for _ in 0..CONFIRMATIONS_MAX {
             match self.client.request(delivery.reply.clone(), AckKind::Term.into()).await {
@@ -282,11 +289,12 @@ impl Search {
             match attempt().await {
                 Ok(value) => return value,
                 Err(err) => {
-                    if wait == BACK_OFF.1 {
+                    let longer = (wait * 2).min(BACK_OFF.1);
+                    if longer == BACK_OFF.1 && wait < longer {
                         tracing::warn!("cannot look at {what}, for what cut a connection: {err:#}; trying again");
                     }
                     sleep(wait).await;
-                    wait = (wait * 2).min(BACK_OFF.1);
+                    wait = longer;
                 }
             }
         }
