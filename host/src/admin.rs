@@ -142,6 +142,11 @@ impl Metrics {
         })
     }
 
+    /// Counts a message that left its stream without having come to a shard.
+    pub fn settled(&self, outcome: &str, reason: &str) {
+        self.messages.with_label_values(&[outcome, reason]).inc();
+    }
+
     fn text(&self) -> Result<Vec<u8>> {
         if let Some(pool) = self.engine.pooling_allocator_metrics() {
             let kept = pool.unused_memory_bytes_resident() + pool.unused_table_bytes_resident();

@@ -5,6 +5,7 @@
 //! computes runs to its end without a task switch, and one that waits lets the others go on.
 
 use crate::admin::{Condition, Health, Metrics, Stage, Stages};
+use crate::identity::{Identity, Losses};
 use crate::interface::{Message, Verdict};
 use crate::lane::SlowLane;
 use crate::letter::Origin;
@@ -14,17 +15,17 @@ use crate::pool::Guest;
 use crate::settle::{DeadReason, Policy, Settlement, admit, settle};
 use crate::sink::{Sink, StoreError, Stored};
 use crate::source::{Delivery, Event, Source};
-use anyhow::{Context, Result};
+use crate::unreadable::Alarm;
+use anyhow::{Context, Result, ensure};
 use async_nats::Client;
 use async_nats::jetstream::consumer::Info;
 use async_nats::jetstream::message::AckKind;
-use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
 use slab::Slab;
 use std::cell::{Cell, RefCell};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::select;
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -62,6 +63,8 @@ pub struct Host {
     pub metrics: Metrics,
     /// What has to be so for the host to be ready.
     pub health: Health,
+    /// Raised when a connection is lost, perhaps through a message.
+    pub alarm: Alarm,
     /// When and how to stop.
     pub stop: Stop,
 }
@@ -106,9 +109,12 @@ impl Consumer {
             .get_stream(&names.dead_stream)
             .await
             .with_context(|| format!("find dead-letter stream {}; `host provision` makes it", names.dead_stream))?;
+        let created = stream.cached_info().created;
+        let now = stream.get_info().await.with_context(|| format!("look stream {} up again", names.stream))?;
+        ensure!(now.created == created, "stream {} is just being made again", names.stream);
         Ok(Self {
             info,
-            stream_created: stream.cached_info().created.unix_timestamp(),
+            stream_created: created.unix_timestamp(),
             duplicate_window: verdicts.cached_info().config.duplicate_window,
         })
     }
@@ -121,7 +127,7 @@ impl Consumer {
 pub async fn connect_patiently(
     nats: &Nats,
     name: &str,
-    losses: Arc<AtomicU64>,
+    losses: Arc<Losses>,
     connected: Condition,
     stop: &CancellationToken,
 ) -> Result<Option<Client>, ConnectError> {
@@ -129,12 +135,12 @@ pub async fn connect_patiently(
         let (connected, name) = (connected.clone(), name.to_string());
         move |event: async_nats::Event| match event {
             async_nats::Event::Connected => {
-                if connected.set(true) && losses.load(Ordering::Relaxed) > 0 {
+                if connected.set(true) && losses.count() > 0 {
                     tracing::info!(connection = name, "connected to NATS again");
                 }
             }
             async_nats::Event::Disconnected => {
-                losses.fetch_add(1, Ordering::Relaxed);
+                losses.add();
                 connected.set(false);
                 tracing::warn!(connection = name, "connection to NATS lost; reconnecting");
             }
@@ -175,17 +181,22 @@ impl Host {
             let connected = self.health.condition(&format!("shard {number}: no connection to NATS"));
             let found = self.health.condition(&format!("shard {number}: no consumer to pull from"));
             let storing = self.health.condition(&format!("shard {number}: verdicts cannot be stored"));
-            let losses = Arc::new(AtomicU64::new(0));
+            let losses = Arc::new(Losses::with_alarm(self.alarm.clone()));
             let name = format!("mailroom shard {number}");
-            let Some(client) =
-                connect_patiently(&self.nats, &name, losses.clone(), connected, &self.stop.drain).await?
-            else {
-                return Ok(());
-            };
-            let jetstream = self.nats.jetstream(client.clone(), REQUEST_TIMEOUT);
+            let connect = || connect_patiently(&self.nats, &name, losses.clone(), connected.clone(), &self.stop.drain);
+            let Some(mut client) = connect().await? else { return Ok(()) };
             storing.set(true);
             let mut wait = BACK_OFF.0;
             while !self.stop.drain.is_cancelled() {
+                if is_broken_off(&client) {
+                    connected.set(false);
+                    losses.add();
+                    tracing::error!(connection = name, "the NATS client broke off; connecting anew");
+                    let Some(anew) = connect().await? else { break };
+                    client = anew;
+                }
+                let jetstream = self.nats.jetstream(client.clone(), REQUEST_TIMEOUT);
+                let lost = losses.count();
                 let consumer = match Consumer::look_up(&jetstream, &self.names).await {
                     Ok(consumer) => consumer,
                     Err(err) => {
@@ -199,7 +210,9 @@ impl Host {
                 };
                 let api = self.nats.api_prefix();
                 let (created, names) = (consumer.stream_created, self.names.clone());
-                let source = Source::open(client.clone(), api, created, &consumer.info, names, losses.clone()).await?;
+                let opening = Source::open(client.clone(), api, created, &consumer.info, names, losses.clone());
+                let Ok(source) = opening.await else { continue };
+                let made = consumer.info.created.unix_timestamp_nanos();
                 wait = BACK_OFF.0;
                 found.set(true);
                 Shard {
@@ -209,6 +222,9 @@ impl Host {
                     policy: &self.policy,
                     max_in_flight: self.max_in_flight,
                     stop: &self.stop,
+                    identity: Identity::new(jetstream.clone(), self.names.clone(), made, losses.clone(), lost),
+                    alarm: &self.alarm,
+                    found: &found,
                     slots: Semaphore::new(self.slots),
                     slots_total: self.slots,
                     lane: SlowLane::new(number, self.slots),
@@ -220,7 +236,7 @@ impl Host {
                     half_window: consumer.duplicate_window / 2,
                 }
                 .serve(source)
-                .await?;
+                .await;
                 found.set(false);
                 // Whatever kept the shard from fetching may still do so, though the consumer is there.
                 select! {
@@ -235,6 +251,11 @@ impl Host {
     }
 }
 
+/// Whether nothing serves the client any more. That does not mend itself, and the client does not say so.
+fn is_broken_off(client: &Client) -> bool {
+    matches!(client.flush().now_or_never(), Some(Err(_)))
+}
+
 struct Shard<'a> {
     guest: &'a Arc<Guest>,
     sink: Sink,
@@ -242,6 +263,9 @@ struct Shard<'a> {
     policy: &'a Policy,
     max_in_flight: usize,
     stop: &'a Stop,
+    identity: Identity,
+    alarm: &'a Alarm,
+    found: &'a Condition,
     slots: Semaphore,
     slots_total: usize,
     lane: SlowLane,
@@ -262,25 +286,37 @@ struct Held {
 }
 
 impl Shard<'_> {
-    /// Fetches and settles messages until the host stops or the consumer is gone.
-    async fn serve(&self, mut source: Source) -> Result<()> {
+    /// Fetches and settles messages until the host stops, the consumer is gone or the client breaks off.
+    async fn serve(&self, mut source: Source) {
         let mut running = FuturesUnordered::new();
         let mut beat = interval(BEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         'fetch: loop {
-            let room = if self.failing.get() > 0 { 0 } else { self.max_in_flight.saturating_sub(running.len()) };
+            let mut room = if self.failing.get() > 0 { 0 } else { self.max_in_flight.saturating_sub(running.len()) };
+            if self.alarm.is_raised() {
+                room = room.min(1);
+            }
+            self.identity.set_waiting(source.is_waiting());
             select! {
                 biased;
                 () = self.stop.drain.cancelled() => break,
                 _ = beat.tick() => self.beat(running.len()).await,
                 Some(()) = running.next() => {}
-                event = source.next(room) => {
-                    let mut event = Some(event?);
+                event = self.next(&mut source, room) => {
+                    // The client broke off: nothing that runs can be stored or acknowledged.
+                    let Ok(event) = event else { return self.stages.flush(0, 0, 0) };
+                    let mut event = Some(event);
                     while let Some(some) = event {
                         match some {
                             Event::Delivery(delivery) => running.push(self.process(*delivery)),
+                            Event::Doubt => {
+                                self.identity.doubt();
+                                break;
+                            }
                             Event::Trouble(trouble) => {
                                 tracing::error!("cannot fetch messages: {trouble}");
+                                self.found.set(false);
+                                self.identity.doubt();
                                 break 'fetch;
                             }
                         }
@@ -289,10 +325,17 @@ impl Shard<'_> {
                 }
             }
         }
+        self.identity.set_waiting(false);
+        let from_another = source.is_doubtful();
         let not_begun = source.close().await;
         let hand_back = async {
             for delivery in &not_begun {
-                self.hand_back(delivery).await;
+                if from_another {
+                    // It is of the stream that is there now, unlike all that was begun.
+                    let _ = delivery.acknowledge(&self.client, AckKind::Nak(None)).await;
+                } else {
+                    self.hand_back(delivery).await;
+                }
             }
         };
         // Without a connection the client's buffer may be full; the server delivers again then, a little later.
@@ -306,13 +349,22 @@ impl Shard<'_> {
         }
         let hand_back = async {
             for held in left {
-                let _ = self.client.publish(held.reply, AckKind::Nak(None).into()).await;
+                if self.identity.holds().await {
+                    let _ = self.client.publish(held.reply, AckKind::Nak(None).into()).await;
+                }
                 self.stages.settled("returned", "stop");
             }
         };
         let _ = tokio::time::timeout(REQUEST_TIMEOUT, hand_back).await;
         self.stages.flush(0, 0, 0);
-        Ok(())
+    }
+
+    /// The next event, of the same consumer as all before.
+    async fn next(&self, source: &mut Source, room: usize) -> Result<Event> {
+        if !self.identity.holds().await {
+            return Ok(Event::Trouble("the consumer was deleted or made again".into()));
+        }
+        source.next(room).await
     }
 
     /// Lets what runs come to its end, or to the end of the grace period.
@@ -322,8 +374,15 @@ impl Shard<'_> {
             select! {
                 biased;
                 () = self.stop.now.cancelled() => break,
-                _ = beat.tick() => self.beat(running.len()).await,
+                _ = beat.tick() => {
+                    if is_broken_off(&self.client) {
+                        break;
+                    }
+                    self.beat(running.len()).await;
+                }
                 next = running.next() => if next.is_none() { break },
+                // So that the next beat knows whom it tells of the long ones.
+                _ = self.identity.holds(), if self.identity.is_in_doubt() => {}
             }
         }
         self.beat(running.len()).await;
@@ -470,6 +529,9 @@ impl Shard<'_> {
     /// The last word on a message. If it does not reach the server, the message is delivered again.
     async fn acknowledge(&self, delivery: &Delivery, kind: AckKind, outcome: &'static str, reason: &'static str) {
         let started = Instant::now();
+        if !self.identity.holds().await {
+            return self.stages.settled("returned", "gone");
+        }
         if let Err(err) = delivery.acknowledge(&self.client, kind).await {
             tracing::warn!(id = delivery.message.id, "acknowledge: {err}");
             return;
@@ -487,7 +549,7 @@ impl Shard<'_> {
     /// Tells the server of messages that take long, and hands the metrics over.
     async fn beat(&self, running: usize) {
         // Without a connection there is nobody to tell, and the client's buffer must not fill up with it.
-        if self.client.connection_state() == async_nats::connection::State::Connected {
+        if self.client.connection_state() == async_nats::connection::State::Connected && self.identity.is_sure() {
             self.tell_of_long_ones().await;
         }
         self.stages.flush(running, self.slots_total - self.slots.available_permits(), self.lane.len());

@@ -1,11 +1,13 @@
 //! Dead letters on the wire: what the host adds to a message, how a letter becomes the message again, and which
 //! messages are believed to be one.
 
+use crate::header_block;
 use crate::names::Names;
 use crate::source::{Delivery, sorted};
 use anyhow::{Context as _, Result, ensure};
 use async_nats::HeaderMap;
 use async_nats::header::{HeaderName, HeaderValue};
+use bytes::Bytes;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -26,6 +28,9 @@ pub const DELIVERIES: &str = "Mailroom-Deliveries";
 /// The message's header block in base64, where it could not be read.
 pub const RAW_HEADERS: &str = "Mailroom-Headers";
 
+/// How many bytes of a dead letter's payload are the message's header block, where that had no room among the headers.
+pub const HEADERS_BYTES: &str = "Mailroom-Headers-Bytes";
+
 /// Before a sender's header that NATS would act on, or that would pass for the host's word.
 const ORIGINAL: &str = "Mailroom-Original-";
 
@@ -40,6 +45,8 @@ pub enum Origin {
         here: String,
         /// The header [`RAW_HEADERS`], which a second dead letter has to carry too.
         raw_headers: Option<HeaderValue>,
+        /// The header block that stood in front of the payload, as it has to in a second dead letter.
+        front: Option<Bytes>,
     },
     /// An operator, for another consumer of the stream.
     Elsewhere,
@@ -56,6 +63,14 @@ impl Origin {
         match self {
             Self::Replay { here, .. } => format!("dead.{id}.{here}"),
             _ => format!("dead.{id}"),
+        }
+    }
+
+    /// The header block that stood in front of the payload of the message's dead letter.
+    pub fn front(&self) -> Option<&Bytes> {
+        match self {
+            Self::Replay { front, .. } => front.as_ref(),
+            _ => None,
         }
     }
 
@@ -80,13 +95,17 @@ pub fn recognize(delivery: &mut Delivery, names: &Names) {
         Ok((id, time)) => {
             let raw_headers = headers.get(RAW_HEADERS).cloned();
             let subject = subject.to_owned();
-            let headers = senders(&headers);
+            let front = take_front(&headers, &mut delivery.payload);
+            let headers = front.as_deref().map_or_else(|| senders(&headers), header_block::readable);
             let message = Arc::make_mut(&mut delivery.message);
+            if front.is_some() {
+                message.data = delivery.payload.to_vec();
+            }
             let here = std::mem::replace(&mut message.id, id);
             message.time = time.unwrap_or(message.time);
             message.subject = subject;
             message.headers = sorted(&headers);
-            delivery.origin = Origin::Replay { here, raw_headers };
+            delivery.origin = Origin::Replay { here, raw_headers, front };
             delivery.headers = Some(headers);
         }
         Err(err) => {
@@ -94,6 +113,12 @@ pub fn recognize(delivery: &mut Delivery, names: &Names) {
             delivery.headers = Some(headers);
         }
     }
+}
+
+/// Takes the message's header block off the payload of a dead letter, if it stands there.
+pub fn take_front(headers: &HeaderMap, payload: &mut Bytes) -> Option<Bytes> {
+    let bytes = headers.get(HEADERS_BYTES)?.as_str().parse().ok().filter(|bytes| *bytes <= payload.len())?;
+    Some(payload.split_to(bytes))
 }
 
 /// The id of a replayed message, and when its stream took it at first, in milliseconds since 1970.
@@ -133,7 +158,7 @@ pub fn replay_headers(headers: &HeaderMap) -> HeaderMap {
     let mut replayed = HeaderMap::new();
     for (name, values) in headers.iter() {
         let text: &str = name.as_ref();
-        let carried = [ID, STORED, RAW_HEADERS].contains(&text) || text.starts_with(ORIGINAL);
+        let carried = [ID, STORED, RAW_HEADERS, HEADERS_BYTES].contains(&text) || text.starts_with(ORIGINAL);
         if carried || !is_reserved(text) {
             values.iter().for_each(|value| replayed.append(name.clone(), value.clone()));
         }
@@ -141,11 +166,11 @@ pub fn replay_headers(headers: &HeaderMap) -> HeaderMap {
     replayed
 }
 
-/// The headers with which the dead letter with `headers` becomes a new message. What its sender told NATS to do was
+/// The headers with which a dead letter becomes a new message, of those of its sender. What its sender told NATS to do was
 /// done, or refused, when the message came.
-pub fn new_headers(headers: &HeaderMap) -> HeaderMap {
+pub fn new_headers(senders: &HeaderMap) -> HeaderMap {
     let mut kept = HeaderMap::new();
-    for (name, values) in senders(headers).iter() {
+    for (name, values) in senders.iter() {
         if !begins(name.as_ref(), "Nats-") {
             values.iter().for_each(|value| kept.append(name.clone(), value.clone()));
         }
@@ -221,9 +246,30 @@ mod tests {
         assert_eq!(senders(&replay), sent);
         assert_eq!(replay.get(ID).map(HeaderValue::as_str), Some("the host's"));
         assert!(replay.get(REASON).is_none() && replay.get("Nats-Msg-Id").is_none());
-        let new = new_headers(&letter);
+        let new = new_headers(&senders(&letter));
         assert_eq!(new.get(ID).map(HeaderValue::as_str), Some("the sender's"));
         assert!(new.get("Nats-Msg-Id").is_none() && new.get("nats-rollup").is_none());
+    }
+
+    #[test]
+    fn a_header_block_comes_off_the_payload_if_it_stands_there() {
+        for (bytes, front, rest) in [
+            (Some("10"), Some("NATS/1.0\r\n"), "mail"),
+            (Some("14"), Some("NATS/1.0\r\nmail"), ""),
+            (Some("0"), Some(""), "NATS/1.0\r\nmail"),
+            (Some("15"), None, "NATS/1.0\r\nmail"),
+            (Some("-1"), None, "NATS/1.0\r\nmail"),
+            (Some("ten"), None, "NATS/1.0\r\nmail"),
+            (None, None, "NATS/1.0\r\nmail"),
+        ] {
+            let mut headers = HeaderMap::new();
+            if let Some(bytes) = bytes {
+                headers.insert(HEADERS_BYTES, bytes);
+            }
+            let mut payload = Bytes::from_static(b"NATS/1.0\r\nmail");
+            let taken = take_front(&headers, &mut payload);
+            assert_eq!((taken.as_deref(), &payload[..]), (front.map(str::as_bytes), rest.as_bytes()), "{bytes:?}");
+        }
     }
 
     #[test]

@@ -4,13 +4,15 @@
 //! The path of one message: a shard of [`host`] has room and pulls through [`source`]; the message gets a slot and
 //! an instance from [`pool`], whose imports are what [`capabilities`] grants; the guest answers in the words of
 //! [`interface`]; [`settle`] says what the answer means; [`sink`] stores the verdict or the dead letter and awaits
-//! its PubAck; only then is the message acknowledged. [`admin`] shows all of it to operators.
+//! its PubAck; only then is the message acknowledged, if [`identity`] says that it is still there. Messages that the
+//! NATS client cannot read are found by [`unreadable`]. [`admin`] shows all of it to operators.
 
 mod cli;
 mod run;
 
 mod admin;
 mod capabilities;
+mod header_block;
 mod host;
 mod interface;
 mod lane;
@@ -19,6 +21,9 @@ mod pool;
 mod settle;
 mod sink;
 mod source;
+
+mod identity;
+mod unreadable;
 
 mod component;
 mod engine;

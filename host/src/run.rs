@@ -1,25 +1,30 @@
 //! `host run`: from the command line to the loop and back.
 
-use crate::admin::{Admin, Health, Metrics};
+use crate::admin::{Admin, Condition, Health, Metrics};
 use crate::capabilities::Configuration;
 use crate::component::load;
 use crate::dev::DevServer;
 use crate::host::{Consumer, Host, Stop, connect_patiently};
+use crate::identity::Losses;
 use crate::log::LogArgs;
 use crate::names::{NameArgs, Names};
 use crate::nats::{Nats, NatsArgs, check_jetstream};
 use crate::pool::{self, Guest, Limits};
 use crate::provision::{Layout, Mode, provision, unsafe_settings};
 use crate::settle::Policy;
+use crate::sink::Sink;
+use crate::unreadable::{Alarm, Search};
 use anyhow::{Context, Result, bail, ensure};
+use async_nats::jetstream::response::Response;
 use bytesize::ByteSize;
 use futures::TryStreamExt;
+use serde::Deserialize;
+use serde_json::json;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 use tokio::select;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -294,7 +299,7 @@ async fn serve(config: Config, guest: Arc<Guest>, signals: &mut Signals) -> Resu
         tasks.spawn(admin.serve(metrics.clone(), health.clone()));
     }
 
-    let connecting = connect_patiently(&config.nats, "mailroom", Arc::new(AtomicU64::new(0)), connected, &stop.drain);
+    let connecting = connect_patiently(&config.nats, "mailroom", Arc::<Losses>::default(), connected, &stop.drain);
     let client = select! {
         client = connecting => client?,
         name = signals.next() => {
@@ -303,7 +308,7 @@ async fn serve(config: Config, guest: Arc<Guest>, signals: &mut Signals) -> Resu
         }
     };
     let Some(client) = client else { return Ok(()) };
-    let jetstream = config.nats.jetstream(client, REQUEST_TIMEOUT);
+    let jetstream = config.nats.jetstream(client.clone(), REQUEST_TIMEOUT);
     select! {
         checking = check(&jetstream, &config) => checking?,
         name = signals.next() => {
@@ -312,9 +317,23 @@ async fn serve(config: Config, guest: Arc<Guest>, signals: &mut Signals) -> Resu
         }
     }
     checked.set(true);
-    tasks.spawn(watch_backlog(jetstream, config.names.clone(), metrics.clone()));
+    let not_paused = health.condition("the consumer is paused");
+    not_paused.set(true);
+    tasks.spawn(watch_backlog(jetstream.clone(), config.names.clone(), metrics.clone(), not_paused));
+    let alarm = Alarm::default();
+    let sink = Sink::new(jetstream.clone(), config.names.clone(), guest.digest().to_string());
+    let search = Search::new(
+        client,
+        jetstream,
+        config.names.clone(),
+        sink,
+        metrics.clone(),
+        alarm.clone(),
+        config.policy.retry_max,
+    );
+    tasks.spawn(search.run());
 
-    let mut shards = start_shards(&config, &guest, &metrics, &health, &stop)?;
+    let mut shards = start_shards(&config, &guest, &metrics, &health, &alarm, &stop)?;
     tracing::info!(
         component = %config.component.display(),
         digest = guest.digest(),
@@ -398,6 +417,7 @@ fn start_shards(
     guest: &Arc<Guest>,
     metrics: &Metrics,
     health: &Health,
+    alarm: &Alarm,
     stop: &Stop,
 ) -> Result<JoinSet<Result<()>>> {
     let mut shards = JoinSet::new();
@@ -412,6 +432,7 @@ fn start_shards(
             max_in_flight: config.max_in_flight,
             metrics: metrics.clone(),
             health: health.clone(),
+            alarm: alarm.clone(),
             stop: stop.clone(),
         };
         let (sender, receiver) = tokio::sync::oneshot::channel();
@@ -424,14 +445,35 @@ fn start_shards(
     Ok(shards)
 }
 
-/// Keeps the gauges up to date that only the server knows: the consumer's backlog and its dead letters.
-async fn watch_backlog(jetstream: async_nats::jetstream::Context, names: Names, metrics: Metrics) {
+/// What a look at the consumer's backlog asks of its information.
+#[derive(Deserialize)]
+struct Backlog {
+    num_pending: i64,
+    num_ack_pending: i64,
+    /// Known to servers from 2.11 on.
+    #[serde(default)]
+    paused: bool,
+}
+
+/// Keeps the gauges up to date that only the server knows, the consumer's backlog and its dead letters, and says when
+/// somebody has paused the consumer.
+async fn watch_backlog(
+    jetstream: async_nats::jetstream::Context,
+    names: Names,
+    metrics: Metrics,
+    not_paused: Condition,
+) {
+    let subject = format!("CONSUMER.INFO.{}.{}", names.stream, names.consumer);
     loop {
-        if let Ok(stream) = jetstream.get_stream_no_info(&names.stream).await
-            && let Ok(info) = stream.consumer_info(&names.consumer).await
-        {
-            metrics.consumer_pending.set(i64::try_from(info.num_pending).unwrap_or(i64::MAX));
-            metrics.consumer_ack_pending.set(i64::try_from(info.num_ack_pending).unwrap_or(i64::MAX));
+        if let Ok(Response::Ok(backlog)) = jetstream.request(subject.clone(), &json!({})).await {
+            let Backlog { num_pending, num_ack_pending, paused } = backlog;
+            metrics.consumer_pending.set(num_pending);
+            metrics.consumer_ack_pending.set(num_ack_pending);
+            match (not_paused.set(!paused), paused) {
+                (true, true) => tracing::warn!("consumer {} is paused: no messages until it goes on", names.consumer),
+                (true, false) => tracing::info!("consumer {} is no longer paused", names.consumer),
+                (false, _) => {}
+            }
         }
         if let Ok(stream) = jetstream.get_stream_no_info(&names.dead_stream).await
             && let Ok(letters) = stream.info_with_subjects(names.dead_subject()).await

@@ -45,6 +45,8 @@ impl DeadReason {
     pub const REPLAY: Self = Self("replay");
     /// The message is too large to be run.
     pub const MESSAGE_TOO_LARGE: Self = Self("message-too-large");
+    /// The NATS client library cannot read the message.
+    pub const UNREADABLE: Self = Self("unreadable-headers");
 
     /// The reason's name in headers and metrics.
     pub fn name(self) -> &'static str {

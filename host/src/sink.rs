@@ -1,8 +1,11 @@
 //! Where results go: verdicts and dead letters, each stored once, with its PubAck awaited. Nothing before this
 //! module publishes, and nothing acknowledges a message before it says that the result is stored.
 
+use crate::header_block::block_of;
 use crate::interface::Verdict;
-use crate::letter::{COMPONENT, DELIVERIES, DETAIL, ID, RAW_HEADERS, REASON, STORED, SUBJECT, kept_name};
+use crate::letter::{
+    COMPONENT, DELIVERIES, DETAIL, HEADERS_BYTES, ID, RAW_HEADERS, REASON, STORED, SUBJECT, kept_name,
+};
 use crate::names::Names;
 use crate::settle::DeadReason;
 use crate::source::Delivery;
@@ -11,6 +14,8 @@ use async_nats::jetstream::context::{PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use async_nats::jetstream::{self, Context, ErrorCode};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Most bytes of a trace header that is copied to the verdict: what W3C Trace Context asks everyone to carry.
@@ -104,16 +109,76 @@ impl Sink {
 
     /// Stores a message, whole, in the dead letters.
     ///
+    /// Its headers go in front of its payload where a stream takes no more headers beside them: see
+    /// [`Sink::unreadable`].
+    ///
     /// # Errors
     /// See [`StoreError`].
     pub async fn dead(&self, delivery: &Delivery, reason: DeadReason, detail: &str) -> Result<Stored, StoreError> {
+        if let Some(block) = delivery.origin.front() {
+            return match self.headers_in_front(delivery, block, reason, detail).await {
+                Err(StoreError::TooLarge) => self.headers_in_front(delivery, block, reason, "").await,
+                stored => stored,
+            };
+        }
         match self.publish(self.names.dead_subject(), self.letter(delivery, reason, detail)).await {
             // The message came near the server's limit by itself; the reason must not cost it its dead letter.
             Err(StoreError::TooLarge) if !detail.is_empty() => {
-                self.publish(self.names.dead_subject(), self.letter(delivery, reason, "")).await
+                match self.publish(self.names.dead_subject(), self.letter(delivery, reason, "")).await {
+                    Err(StoreError::TooLarge) => {}
+                    stored => return stored,
+                }
             }
+            Err(StoreError::TooLarge) => {}
+            stored => return stored,
+        }
+        match &delivery.headers {
+            Some(headers) => self.headers_in_front(delivery, &block_of(headers), reason, "").await,
+            None => Err(StoreError::TooLarge),
+        }
+    }
+
+    /// Stores a message, whole, whose header block the client library cannot read.
+    ///
+    /// The block goes into the header `Mailroom-Headers`, in base64; where it is too large for that, in front of the
+    /// payload, and `Mailroom-Headers-Bytes` says how long it is.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn unreadable(
+        &self,
+        delivery: &Delivery,
+        block: Option<&[u8]>,
+        detail: &str,
+    ) -> Result<Stored, StoreError> {
+        let reason = DeadReason::UNREADABLE;
+        let Some(block) = block else { return self.dead(delivery, reason, detail).await };
+        let letter = self.letter(delivery, reason, detail).header(RAW_HEADERS, BASE64.encode(block));
+        match self.publish(self.names.dead_subject(), letter).await {
+            Err(StoreError::TooLarge) => self.headers_in_front(delivery, block, reason, detail).await,
             stored => stored,
         }
+    }
+
+    /// Stores a message with its header block in front of its payload.
+    async fn headers_in_front(
+        &self,
+        delivery: &Delivery,
+        block: &[u8],
+        reason: DeadReason,
+        detail: &str,
+    ) -> Result<Stored, StoreError> {
+        let in_front = Delivery {
+            message: delivery.message.clone(),
+            headers: None,
+            payload: [block, &delivery.payload].concat().into(),
+            reply: delivery.reply.clone(),
+            origin: delivery.origin.clone(),
+            ..*delivery
+        };
+        let letter = self.letter(&in_front, reason, detail);
+        let letter = letter.header(HEADERS_BYTES, block.len().to_string());
+        self.publish(self.names.dead_subject(), letter).await
     }
 
     fn letter(&self, delivery: &Delivery, reason: DeadReason, detail: &str) -> PublishMessage {

@@ -1,18 +1,20 @@
 //! Where messages come from: raw pulls on a JetStream consumer, so that the host never asks for more than it has
 //! room for and hands back, at the end, what it has not begun.
 
+use crate::identity::Losses;
 use crate::interface::Message;
 use crate::letter::{Origin, recognize};
 use crate::names::Names;
-use anyhow::{Context, Result};
+use anyhow::{Context as _, Result};
+use async_nats::header::HeaderValue;
 use async_nats::jetstream::consumer::Info;
 use async_nats::jetstream::message::AckKind;
 use async_nats::{Client, HeaderMap, StatusCode, Subject, Subscriber};
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
+use std::cmp::Ordering::{Equal, Greater, Less};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a pull waits at the server for messages.
@@ -54,6 +56,9 @@ pub struct Delivery {
 pub enum Event {
     /// A message.
     Delivery(Box<Delivery>),
+    /// A message that another stream of this name must have had: only those that came before it are this stream's.
+    /// It is the next event again; whether to take it is for the caller to find out.
+    Doubt,
     /// The consumer cannot be pulled from; the text says what the server said.
     Trouble(String),
 }
@@ -71,8 +76,12 @@ pub struct Source {
     /// The subscription before the last [`Source::renew`], until what was on its way to it has arrived.
     ending: Option<Subscriber>,
     /// Counts lost connections; another number than `losses_seen` means that the pulls are gone.
-    losses: Arc<AtomicU64>,
+    losses: Arc<Losses>,
     losses_seen: u64,
+    /// Sequence and time of the message that is furthest on in the stream.
+    furthest: (u64, Duration),
+    /// Whether the last message contradicted that one.
+    doubtful: bool,
     /// Waiting pulls by number, with the time at which the server must have ended them.
     pulls: BTreeMap<u64, Instant>,
     pull_number: u64,
@@ -96,7 +105,7 @@ impl Source {
         stream_created: i64,
         consumer: &Info,
         names: Names,
-        losses: Arc<AtomicU64>,
+        losses: Arc<Losses>,
     ) -> Result<Self> {
         let inbox = client.new_inbox();
         let subscription = client.subscribe(format!("{inbox}.*")).await.context("subscribe to the pull inbox")?;
@@ -107,7 +116,7 @@ impl Source {
             id_prefix: format!("{stream}:{stream_created}:{name}:"),
             names,
             batch_max,
-            losses_seen: losses.load(Ordering::Relaxed),
+            losses_seen: losses.count(),
             losses,
             client,
             subscription,
@@ -118,6 +127,8 @@ impl Source {
             requested: 0,
             backlog: VecDeque::new(),
             last_heard: Instant::now(),
+            furthest: (0, Duration::ZERO),
+            doubtful: false,
         })
     }
 
@@ -131,7 +142,7 @@ impl Source {
     /// second or so.
     pub async fn next(&mut self, room: usize) -> Result<Event> {
         loop {
-            if self.losses_seen != self.losses.load(Ordering::Relaxed) {
+            if self.losses_seen != self.losses.count() {
                 self.renew().await?;
             }
             self.collect_ending();
@@ -165,6 +176,16 @@ impl Source {
                 return event;
             }
         }
+    }
+
+    /// Whether a pull waits at the server, which ends it with a word when the consumer is deleted.
+    pub fn is_waiting(&self) -> bool {
+        !self.pulls.is_empty() && self.losses_seen == self.losses.count()
+    }
+
+    /// Whether what has not been handed out comes from another stream than what has.
+    pub fn is_doubtful(&self) -> bool {
+        self.doubtful
     }
 
     /// Asks for messages if there is enough room to make it worth while.
@@ -217,7 +238,7 @@ impl Source {
 
     /// A new inbox: what old pulls may still bring would come on top of what is asked for now.
     async fn renew(&mut self) -> Result<()> {
-        let losses = self.losses.load(Ordering::Relaxed);
+        let losses = self.losses.count();
         let inbox = self.client.new_inbox();
         let subscription = self.client.subscribe(format!("{inbox}.*")).await.context("subscribe to the pull inbox")?;
         // Nothing is awaited while the state changes, so that a dropped future leaves it whole.
@@ -246,18 +267,15 @@ impl Source {
     }
 
     /// A message of an earlier subscription, which no pull of this one asked for.
-    fn read_old(&self, message: async_nats::Message) -> Option<Event> {
-        let is_message = message.status.is_none_or(|status| status == StatusCode::OK);
-        is_message.then(|| self.deliver(message)).flatten()
+    fn read_old(&mut self, message: async_nats::Message) -> Option<Event> {
+        is_delivery(&message).then(|| self.deliver(message)).flatten()
     }
 
     /// Makes an event of what arrived, or takes note of what the server says about a pull.
     fn read(&mut self, message: async_nats::Message) -> Option<Event> {
         self.last_heard = Instant::now();
-        if let Some(status) = message.status
-            && status != StatusCode::OK
-        {
-            return self.status(status, &message);
+        if !is_delivery(&message) {
+            return message.status.and_then(|status| self.status(status, &message));
         }
         self.requested = self.requested.saturating_sub(1);
         if self.requested == 0 {
@@ -266,14 +284,21 @@ impl Source {
         self.deliver(message)
     }
 
-    fn deliver(&self, message: async_nats::Message) -> Option<Event> {
-        match Delivery::read(message, &self.id_prefix, &self.names) {
-            Ok(delivery) => Some(Event::Delivery(Box::new(delivery))),
-            Err(err) => {
-                tracing::warn!("message without a JetStream reply subject passed over: {err:#}");
-                None
-            }
+    fn deliver(&mut self, message: async_nats::Message) -> Option<Event> {
+        let Some(reply) = message.reply.as_deref().and_then(ReplyInfo::parse) else {
+            tracing::warn!("message with the reply subject {:?} passed over", message.reply);
+            return None;
+        };
+        let here = (reply.sequence, reply.stored);
+        self.doubtful = contradict(self.furthest, here);
+        if self.doubtful {
+            self.furthest = here;
+            self.backlog.push_front(message);
+            return Some(Event::Doubt);
         }
+        self.furthest = self.furthest.max(here);
+        let delivery = Delivery::read(message, reply, &self.id_prefix, &self.names)?;
+        Some(Event::Delivery(Box::new(delivery)))
     }
 
     fn status(&mut self, status: StatusCode, message: &async_nats::Message) -> Option<Event> {
@@ -311,37 +336,45 @@ impl Source {
         let deadline = tokio::time::Instant::now() + CLOSE_MAX;
         self.collect_ending();
         while let Some(message) = self.backlog.pop_front() {
-            left.extend(self.read_old(message).and_then(Event::into_delivery));
+            left.extend(self.read_last(message));
         }
         while self.requested > 0 {
             let quiet = deadline.min(tokio::time::Instant::now() + CLOSE_QUIET);
             let Ok(Some(message)) = tokio::time::timeout_at(quiet, self.subscription.next()).await else { break };
-            left.extend(self.read(message).and_then(Event::into_delivery));
+            left.extend(self.read_last(message));
         }
         if let Ok(Ok(())) = tokio::time::timeout_at(deadline, self.subscription.drain()).await {
             while let Ok(Some(message)) = tokio::time::timeout_at(deadline, self.subscription.next()).await {
-                left.extend(self.read(message).and_then(Event::into_delivery));
+                left.extend(self.read_last(message));
             }
         }
         left
     }
-}
 
-impl Event {
-    fn into_delivery(self) -> Option<Delivery> {
-        match self {
-            Self::Delivery(delivery) => Some(*delivery),
-            Self::Trouble(_) => None,
+    /// What arrives while the source is closing. Whichever stream it is of, it is not begun.
+    fn read_last(&mut self, message: async_nats::Message) -> Option<Delivery> {
+        if !is_delivery(&message) {
+            let _ = message.status.and_then(|status| self.status(status, &message));
+            return None;
         }
+        self.requested = self.requested.saturating_sub(1);
+        let reply = ReplyInfo::parse(message.reply.as_deref()?)?;
+        Delivery::read(message, reply, &self.id_prefix, &self.names)
     }
 }
 
 impl Delivery {
-    fn read(message: async_nats::Message, id_prefix: &str, names: &Names) -> Result<Self> {
-        let reply = message.reply.clone().context("no reply subject")?;
-        let reply_info = ReplyInfo::parse(&reply).with_context(|| format!("reply subject {reply}"))?;
+    fn read(message: async_nats::Message, reply_info: ReplyInfo, id_prefix: &str, names: &Names) -> Option<Self> {
+        let reply = message.reply?;
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        let (headers, payload) = (message.headers, message.payload);
+        let (mut headers, payload) = (message.headers, message.payload);
+        if let (Some(headers), Some(status)) = (&mut headers, message.status) {
+            // A sender may write one, as the server does in its answers; like this the client for Go tells of it too.
+            headers.append("Status", status.to_string());
+            if let Some(description) = message.description.and_then(|text| text.parse::<HeaderValue>().ok()) {
+                headers.append("Description", description);
+            }
+        }
         let mut delivery = Self {
             message: Arc::new(Message {
                 id: format!("{id_prefix}{}", reply_info.sequence),
@@ -360,7 +393,7 @@ impl Delivery {
             origin: Origin::Sender,
         };
         recognize(&mut delivery, names);
-        Ok(delivery)
+        Some(delivery)
     }
 
     /// How large the message is: its payload, and the names and values of its headers.
@@ -378,6 +411,22 @@ impl Delivery {
     }
 }
 
+/// Whether two messages, each with its sequence and its time, cannot be of one stream: who comes later has the higher
+/// sequence.
+fn contradict(one: (u64, Duration), other: (u64, Duration)) -> bool {
+    match one.0.cmp(&other.0) {
+        Less => one.1 > other.1,
+        Equal => one.1 != other.1,
+        Greater => one.1 < other.1,
+    }
+}
+
+/// Whether it is a message of the stream, and not the server's word about a pull. The reply subject tells, not the
+/// status, which a sender can write as well.
+fn is_delivery(message: &async_nats::Message) -> bool {
+    message.reply.as_deref().is_some_and(|reply| reply.starts_with("$JS.ACK."))
+}
+
 /// The headers sorted by name, a repeated one repeated.
 pub(crate) fn sorted(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
     let mut sorted: Vec<(String, Vec<u8>)> = headers
@@ -389,7 +438,7 @@ pub(crate) fn sorted(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
 }
 
 /// What the reply subject of a JetStream delivery says, in both of its formats (ADR-15).
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct ReplyInfo {
     sequence: u64,
     count: u64,
@@ -427,6 +476,23 @@ mod tests {
         }
         for reply in ["", "_INBOX.1", "$JS.ACK.MAIL", "$JS.ACK.MAIL.triage.x.100.7.1.42"] {
             assert_eq!(ReplyInfo::parse(reply), None, "{reply}");
+        }
+    }
+
+    #[test]
+    fn messages_of_two_streams_contradict_each_other() {
+        for (one, other, expected) in [
+            ((0, 0), (5, 70), false),
+            ((4, 60), (5, 70), false),
+            ((4, 60), (5, 60), false),
+            ((4, 60), (4, 60), false),
+            ((4, 60), (5, 50), true),
+            ((4, 60), (1, 70), true),
+            ((4, 60), (4, 70), true),
+        ] {
+            let [one, other] = [one, other].map(|(sequence, time)| (sequence, Duration::from_secs(time)));
+            assert_eq!(contradict(one, other), expected, "{one:?} {other:?}");
+            assert_eq!(contradict(other, one), expected, "{other:?} {one:?}");
         }
     }
 

@@ -16,6 +16,7 @@ mod host;
 pub mod http;
 mod nats;
 mod process;
+mod raw;
 pub mod streams;
 pub mod tools;
 mod wait;
@@ -23,6 +24,7 @@ mod wait;
 pub use host::{Host, HostBuilder, Metrics};
 pub use nats::{NatsServer, Settings};
 pub use process::Process;
+pub use raw::RawClient;
 pub use wait::eventually;
 
 /// Everything an end-to-end test usually needs.

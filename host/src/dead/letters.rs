@@ -1,10 +1,11 @@
 //! Reads dead letters: in order and without their mails, or one of them whole.
 
-use crate::letter::{COMPONENT, DELIVERIES, DETAIL, ID, REASON, STORED, SUBJECT};
+use crate::header_block;
+use crate::letter::{COMPONENT, DELIVERIES, DETAIL, ID, REASON, STORED, SUBJECT, take_front};
 use crate::names::{NameArgs, Names, check_pattern, overlap};
 use crate::nats::{Nats, NatsArgs, innermost, read_stream, warn_if_refused};
 use anyhow::{Context as _, Result, anyhow, bail};
-use async_nats::header::{HeaderMap, HeaderName, HeaderValue};
+use async_nats::header::{HeaderMap, HeaderValue};
 use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::pull::{Ordered, OrderedConfig};
 use async_nats::jetstream::context::RequestErrorKind;
@@ -258,6 +259,8 @@ pub struct Letter {
     pub size: u64,
     /// The mail, unless it was left out.
     pub mail: Bytes,
+    /// The message's header block, where it stood in front of the mail.
+    pub front: Option<Bytes>,
     /// Its headers, or what is wrong with them.
     pub headers: Result<HeaderMap, String>,
 }
@@ -288,6 +291,7 @@ impl Letter {
             stored,
             size: size.unwrap_or(payload.len() as u64),
             mail: payload,
+            front: None,
             headers: Ok(headers),
         }
     }
@@ -295,14 +299,17 @@ impl Letter {
     /// Not async-nats' own reading, which keeps one value of a repeated header only and fails on odd ones.
     fn of_raw(raw: Raw) -> Result<Self> {
         let decode = |text: Option<String>| BASE64.decode(text.unwrap_or_default()).context("read base64");
-        let mail = Bytes::from(decode(raw.data)?);
+        let mut mail = Bytes::from(decode(raw.data)?);
+        let headers = headers(&decode(raw.hdrs)?);
+        let front = headers.as_ref().ok().and_then(|headers| take_front(headers, &mut mail));
         Ok(Self {
             sequence: raw.seq,
             subject: raw.subject,
             stored: humantime::parse_rfc3339(&raw.time).with_context(|| format!("read the time {}", raw.time))?,
             size: mail.len() as u64,
             mail,
-            headers: headers(&decode(raw.hdrs)?),
+            front,
+            headers,
         })
     }
 
@@ -311,10 +318,18 @@ impl Letter {
         self.headers.as_ref().ok()?.get(name).map(HeaderValue::as_str)
     }
 
-    /// The sender's headers under their own names, sorted.
+    /// The sender's headers under their own names.
+    pub fn senders(&self) -> HeaderMap {
+        match (&self.front, &self.headers) {
+            (Some(block), _) => header_block::readable(block),
+            (None, Ok(headers)) => crate::letter::senders(headers),
+            (None, Err(_)) => HeaderMap::new(),
+        }
+    }
+
+    /// The sender's headers as text, sorted.
     pub fn senders_headers(&self) -> Vec<(String, String)> {
-        let Ok(headers) = &self.headers else { return Vec::new() };
-        let sorted = crate::source::sorted(&crate::letter::senders(headers));
+        let sorted = crate::source::sorted(&self.senders());
         sorted.into_iter().map(|(name, value)| (name, String::from_utf8_lossy(&value).into_owned())).collect()
     }
 
@@ -364,24 +379,12 @@ pub struct Facts<'a> {
     pub odd: Option<String>,
 }
 
-/// Reads a header block as NATS sends it.
+/// The headers in a block, or what is wrong with it.
 fn headers(block: &[u8]) -> Result<HeaderMap, String> {
-    let mut headers = HeaderMap::new();
-    if block.is_empty() {
-        return Ok(headers);
+    match header_block::fault(block) {
+        Some(fault) => Err(fault.to_owned()),
+        None => Ok(header_block::readable(block)),
     }
-    let text = str::from_utf8(block).map_err(|_| "its headers are not UTF-8".to_owned())?;
-    let mut lines = text.split("\r\n");
-    if !lines.next().is_some_and(|line| line.starts_with("NATS/1.0")) {
-        return Err("its headers do not begin with NATS/1.0".to_owned());
-    }
-    for line in lines.filter(|line| !line.is_empty()) {
-        let odd = || format!("its headers have an odd line {:?}", line.chars().take(80).collect::<String>());
-        let (name, value) = line.split_once(':').ok_or_else(odd)?;
-        let name: HeaderName = name.parse().map_err(|_| odd())?;
-        headers.append(name, value.trim().parse::<HeaderValue>().map_err(|_| odd())?);
-    }
-    Ok(headers)
 }
 
 /// Which letters, as typed.
@@ -499,6 +502,7 @@ mod tests {
             stored,
             size: 0,
             mail: Bytes::new(),
+            front: None,
             headers: Ok(headers),
         };
         let later = stored + Duration::from_secs(1);

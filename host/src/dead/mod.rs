@@ -503,7 +503,7 @@ async fn replay(dead: &DeadLetters, sequence: u64, keep: bool, as_new: bool) -> 
         return Err(Failure::Letter(format!("no header {SUBJECT}")));
     };
     let (subject, mut headers) = if as_new {
-        (subject.to_owned(), new_headers(headers))
+        (subject.to_owned(), new_headers(&letter.senders()))
     } else {
         check_id(id, names).map_err(|err| Failure::Letter(err.to_string()))?;
         (names.replay_subject(subject), replay_headers(headers))
@@ -515,7 +515,11 @@ async fn replay(dead: &DeadLetters, sequence: u64, keep: bool, as_new: bool) -> 
     let stored = letter.stored.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
     headers.insert("Nats-Msg-Id", format!("replay.{id}.{sequence}.{stored}"));
     headers.insert("Nats-Expected-Stream", names.stream.as_str());
-    let message = PublishMessage::build().headers(headers).payload(letter.mail.clone());
+    let payload = match &letter.front {
+        Some(block) if !as_new => [&block[..], &letter.mail].concat().into(),
+        _ => letter.mail.clone(),
+    };
+    let message = PublishMessage::build().headers(headers).payload(payload);
     let explain = |err| explain(&err, &names.stream, &subject);
     let acknowledgement = dead.jetstream.send_publish(subject.clone(), message).await.map_err(explain)?;
     let duplicate = acknowledgement.await.map_err(explain)?.duplicate;

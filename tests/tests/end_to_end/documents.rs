@@ -28,6 +28,7 @@ use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use tests::RawClient;
 use tests::prelude::*;
 
 /// The pages whose commands run below; every page with an `sh` block is one of them.
@@ -213,7 +214,7 @@ async fn alert_rules_are_good() -> Result<()> {
     Ok(())
 }
 
-/// A user with the permissions that the operators' page lists can run a host: verdict, dead letter and redelivery; and
+/// A user with the permissions that the operators' page lists can run a host: verdict, dead letters and redelivery; and
 /// another one can list, replay and drop the dead letters.
 #[tokio::test]
 async fn listed_permissions_suffice() -> Result<()> {
@@ -245,18 +246,22 @@ async fn listed_permissions_suffice() -> Result<()> {
     for mail in ["verdict support", "reject it", "fail-until 2"] {
         jetstream.publish("mail.test", mail.into()).await?.await?;
     }
+    // And one that has to be looked for in the stream.
+    let mut raw = RawClient::connect(&admin).await?;
+    raw.publish(b"mail.test", Some(b"NATS/1.0\r\nA: \xff\r\n\r\n"), b"verdict support").await?;
+    raw.flush().await?;
     let count = async || Ok((streams::count(&jetstream, "VERDICTS").await?, streams::count(&jetstream, "DEAD").await?));
-    eventually(SOON, "two verdicts and a dead letter", count, |counts| *counts == (2, 1)).await?;
+    eventually(SOON, "two verdicts and two dead letters", count, |counts| *counts == (2, 2)).await?;
 
     let operator = ["--server", server.url(), "--user", "operator", "--password", "o"];
     let dead = async |args: &[&str]| command::host(["dead"].iter().chain(args).chain(&operator)).await?.success();
     ensure!(dead(&["list"]).await?.stdout.contains("rejected"), "no dead letter");
     dead(&["show", "1"]).await?;
     dead(&["replay", "--all"]).await?;
-    eventually(SOON, "the dead letter again", count, |counts| *counts == (2, 1)).await?;
-    dead(&["drop", "2", "--yes"]).await?;
+    eventually(SOON, "a verdict, and a dead letter again", count, |counts| *counts == (3, 1)).await?;
+    dead(&["drop", "3", "--yes"]).await?;
     dead(&["drop", "--all", "--yes"]).await?;
-    ensure!(count().await? == (2, 0), "a letter is left");
+    ensure!(count().await? == (3, 0), "a letter is left");
     Ok(())
 }
 

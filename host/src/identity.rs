@@ -1,0 +1,153 @@
+//! Whether the consumer is still the one that a shard's messages came from.
+//!
+//! A stream or consumer that is deleted and made again begins to count anew. The server takes an acknowledgement by
+//! its sequence alone, so one that comes late would settle a message of the new stream that nobody has looked at.
+
+use crate::names::Names;
+use crate::unreadable::Alarm;
+use async_nats::jetstream::consumer::Info;
+use async_nats::jetstream::response::Response;
+use async_nats::jetstream::{Context, ErrorCode};
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, Shared};
+use serde_json::json;
+use std::cell::{Cell, RefCell};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::time::sleep;
+
+/// How long a look at the consumer holds while no pull waits at the server. A pull that waits is told of its end.
+const SURE_FOR: Duration = Duration::from_secs(1);
+
+/// The first and the longest wait before the consumer is looked up again after a failure.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// How often a connection was lost.
+#[derive(Default)]
+pub struct Losses {
+    count: AtomicU64,
+    alarm: Option<Alarm>,
+}
+
+impl Losses {
+    /// Of a shard's connection, which a message may have cut: raises `alarm` at each.
+    pub fn with_alarm(alarm: Alarm) -> Self {
+        Self { count: AtomicU64::new(0), alarm: Some(alarm) }
+    }
+
+    /// Counts one.
+    pub fn add(&self) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        if let Some(alarm) = &self.alarm {
+            alarm.raise();
+        }
+    }
+
+    /// How often so far.
+    pub fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+}
+
+/// A shard's knowledge of its consumer's identity.
+pub struct Identity {
+    jetstream: Context,
+    names: Names,
+    /// When the consumer was made, in nanoseconds since 1970: what tells it from another of its name.
+    created: i128,
+    losses: Arc<Losses>,
+    /// When it was last certain, and after how many lost connections.
+    sure: Cell<Option<(Instant, u64)>>,
+    /// Whether a pull waits at the server.
+    waiting: Cell<bool>,
+    gone: Cell<bool>,
+    /// The look at the consumer that is under way, shared by all who wait for it.
+    look: RefCell<Option<Shared<BoxFuture<'static, Look>>>>,
+}
+
+/// What a look at the consumer found.
+#[derive(Clone, Copy)]
+struct Look {
+    is_same: bool,
+    at: Instant,
+    losses: u64,
+}
+
+impl Identity {
+    /// Of the consumer that was looked up just now, after `lost` lost connections.
+    pub fn new(jetstream: Context, names: Names, created: i128, losses: Arc<Losses>, lost: u64) -> Self {
+        let sure = Cell::new(Some((Instant::now(), lost)));
+        let (waiting, gone, look) = (Cell::default(), Cell::default(), RefCell::default());
+        Self { jetstream, names, created, losses, sure, waiting, gone, look }
+    }
+
+    /// Says whether a pull waits at the server now.
+    pub fn set_waiting(&self, waiting: bool) {
+        if self.waiting.replace(waiting) && !waiting && self.is_certain_since_loss() {
+            self.sure.set(Some((Instant::now(), self.losses.count())));
+        }
+    }
+
+    /// There is reason to look.
+    pub fn doubt(&self) {
+        self.waiting.set(false);
+        self.sure.set(None);
+    }
+
+    /// Whether the consumer is the same for all that is known here and now.
+    pub fn is_sure(&self) -> bool {
+        let recent = |(at, _): (Instant, u64)| at.elapsed() < SURE_FOR;
+        !self.gone.get() && self.is_certain_since_loss() && (self.waiting.get() || self.sure.get().is_some_and(recent))
+    }
+
+    /// Whether there is something to find out with [`Identity::holds`].
+    pub fn is_in_doubt(&self) -> bool {
+        !self.gone.get() && !self.is_sure()
+    }
+
+    /// Whether the consumer is the same; looks if that is in doubt, for as long as the server is away.
+    ///
+    /// # Cancel safety
+    /// The look goes on with the next call.
+    pub async fn holds(&self) -> bool {
+        loop {
+            if !self.is_in_doubt() {
+                return !self.gone.get();
+            }
+            let new = || look(self.jetstream.clone(), self.names.clone(), self.created, self.losses.clone());
+            let look = self.look.borrow_mut().get_or_insert_with(|| new().boxed().shared()).clone();
+            let Look { is_same, at, losses } = look.await;
+            *self.look.borrow_mut() = None;
+            self.gone.set(!is_same);
+            self.sure.set(Some((at, losses)));
+        }
+    }
+
+    fn is_certain_since_loss(&self) -> bool {
+        self.sure.get().is_some_and(|(_, losses)| losses == self.losses.count())
+    }
+}
+
+/// Asks for the consumer until there is an answer.
+async fn look(jetstream: Context, names: Names, created: i128, losses: Arc<Losses>) -> Look {
+    let subject = format!("CONSUMER.INFO.{}.{}", names.stream, names.consumer);
+    let mut wait = BACK_OFF.0;
+    loop {
+        // What is true at the answer was so at the question: a consumer's end is not undone.
+        let (at, losses) = (Instant::now(), losses.count());
+        let is_same = match jetstream.request(subject.clone(), &json!({})).await {
+            Ok(Response::Ok(Info { created: now, .. })) => Some(now.unix_timestamp_nanos() == created),
+            Ok(Response::Err { error }) => {
+                let missing = [ErrorCode::CONSUMER_NOT_FOUND, ErrorCode::STREAM_NOT_FOUND];
+                missing.contains(&error.error_code()).then_some(false)
+            }
+            Err(_) => None,
+        };
+        match is_same {
+            Some(is_same) => return Look { is_same, at, losses },
+            None => sleep(wait).await,
+        }
+        wait = (wait * 2).min(BACK_OFF.1);
+    }
+}
