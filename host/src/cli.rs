@@ -8,13 +8,14 @@ use crate::triage::TriageArgs;
 use crate::verdicts::VerdictsArgs;
 use anyhow::{Context as _, Result};
 use clap::{CommandFactory, Parser, Subcommand};
+use std::fs::File;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 /// Runs a WebAssembly component on every message of a NATS JetStream stream, a fresh sandboxed instance each.
 #[derive(Debug, Parser)]
 #[command(name = "host", version, max_term_width = 110)]
-pub struct Cli {
+pub(crate) struct Cli {
     #[command(subcommand)]
     command: Command,
 }
@@ -59,7 +60,7 @@ impl Cli {
     /// there is to do.
     ///
     /// `host publish` ends with 64 then, which mail servers know as a wrong command line, all others with 2.
-    pub fn from_command_line() -> Self {
+    fn from_command_line() -> Self {
         Self::try_parse().unwrap_or_else(|err| {
             // Without a terminal or a reader there is nobody to tell.
             let _ = err.print();
@@ -75,7 +76,7 @@ impl Cli {
     ///
     /// # Errors
     /// Whatever kept the command from its work, with the remedy where there is one.
-    pub fn execute(self) -> Result<ExitCode> {
+    fn execute(self) -> Result<ExitCode> {
         match self.command {
             Command::Run(args) => args.execute(),
             Command::Provision(args) => runtime()?.block_on(args.execute()),
@@ -94,6 +95,34 @@ impl Cli {
                 Ok(ExitCode::SUCCESS)
             }
         }
+    }
+}
+
+/// Where a pod's process leaves its last words, which Kubernetes then shows in the pod's status.
+const TERMINATION_LOG: &str = "/dev/termination-log";
+
+/// Kubernetes cuts a termination message off there, in bytes.
+const TERMINATION_LOG_BYTES: usize = 4096;
+
+/// The whole of the executable: parses the command line, carries out the command, says what went wrong.
+pub fn main() -> ExitCode {
+    match Cli::from_command_line().execute() {
+        Ok(code) => code,
+        Err(err) => {
+            let message = format!("error: {err:#}");
+            eprintln!("{message}");
+            leave_last_words(&message);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Writes `message` where Kubernetes looks for it; outside of a pod there is no such file.
+fn leave_last_words(message: &str) {
+    if let Ok(mut file) = File::options().write(true).open(TERMINATION_LOG) {
+        let end = message.floor_char_boundary(TERMINATION_LOG_BYTES);
+        // It is on standard error too, and there is nobody else to tell.
+        let _ = file.write_all(&message.as_bytes()[..end]);
     }
 }
 

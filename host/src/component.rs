@@ -141,7 +141,7 @@ fn format_digest(hash: &[u8]) -> String {
 }
 
 #[cfg(feature = "compile")]
-pub use compiling::{CompileArgs, InspectArgs};
+pub use compiling::{CompileArgs, InspectArgs, compile, engine_id};
 
 #[cfg(feature = "compile")]
 mod compiling {
@@ -150,6 +150,7 @@ mod compiling {
     use crate::engine::{Cpu, config_for};
     use crate::interface::HANDLER;
     use std::borrow::Cow;
+    use std::hash::{DefaultHasher, Hash as _, Hasher as _};
     use std::io::Write;
     use std::process::ExitCode;
     use wasi_preview1_component_adapter_provider::{
@@ -207,6 +208,33 @@ mod compiling {
             eprintln!("{}: {} bytes, from {}", output.display(), bytes.len(), digest(&component));
             Ok(ExitCode::SUCCESS)
         }
+    }
+
+    /// Compiles a component to a `.cwasm`, for the processors that `host compile` compiles for by default.
+    ///
+    /// # Errors
+    /// Bytes that are no valid component.
+    pub fn compile(component: &[u8]) -> Result<Vec<u8>> {
+        match Kind::of(component) {
+            Kind::Component => machine_code(component, Cpu::default()).context("is no valid component"),
+            Kind::CoreModule => bail!(
+                "is a core module, not a component; make one of it with `host compile MODULE.wasm --output \
+                 COMPONENT.wasm`"
+            ),
+            kind => bail!("is {kind}; it takes a .wasm component"),
+        }
+    }
+
+    /// Names all that the code of [`compile`] depends on besides the component: the same for two executables whose
+    /// code is the same.
+    ///
+    /// # Errors
+    /// A processor that the compiler does not know.
+    pub fn engine_id() -> Result<String> {
+        let engine = Engine::new(&config_for(Cpu::default())?)?;
+        let mut hasher = DefaultHasher::new();
+        engine.precompile_compatibility_hash().hash(&mut hasher);
+        Ok(format!("{:016x}", hasher.finish()))
     }
 
     fn machine_code(component: &[u8], cpu: Cpu) -> Result<Vec<u8>> {

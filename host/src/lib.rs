@@ -39,4 +39,6 @@ mod publish;
 mod triage;
 mod verdicts;
 
-pub use cli::Cli;
+pub use cli::main;
+#[cfg(feature = "compile")]
+pub use component::{compile, engine_id};
