@@ -2,7 +2,7 @@
 
 mod letters;
 
-use crate::cli::{harmless, is_broken_pipe, print};
+use crate::cli::{counted, harmless, is_broken_pipe, print};
 use crate::letter::{RAW_HEADERS, SUBJECT, check_id, new_headers, replay_headers};
 use crate::names::covers;
 use crate::nats::{find, innermost};
@@ -353,8 +353,7 @@ impl DropArgs {
 }
 
 fn may_drop(dead: &DeadLetters, count: u64) -> Result<bool> {
-    let plural = if count == 1 { "" } else { "s" };
-    eprint!("Remove {count} dead letter{plural} of {} for good? [y/N] ", dead.of());
+    eprint!("Remove {} of {} for good? [y/N] ", counted(count, "dead letter"), dead.of());
     let mut answer = String::new();
     io::stdin().read_line(&mut answer).context("read the answer")?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
@@ -431,9 +430,7 @@ async fn chosen(
 }
 
 fn would(dead: &DeadLetters, verb: &str, chosen: &[Chosen]) -> Result<ExitCode> {
-    let count = chosen.len();
-    let plural = if count == 1 { "" } else { "s" };
-    say(&format!("would {verb} {count} letter{plural} of {}", dead.of()));
+    say(&format!("would {verb} {} of {}", counted(chosen.len() as u64, "letter"), dead.of()));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -445,8 +442,7 @@ async fn check_replayable(dead: &DeadLetters) -> Result<()> {
     let config = dead.config("STREAM.INFO", stream, "config").await?;
     ensure!(
         config["subjects"].as_array().into_iter().flatten().any(takes),
-        "stream {stream} does not take {replays}; `host provision --update` with the flags it was made with adds it, or \
-         --as-new publishes new messages"
+        "stream {stream} does not take {replays}; `host provision --update` adds it, or --as-new publishes new messages"
     );
     let config = dead.config("CONSUMER.INFO", &format!("{stream}.{consumer}"), "config").await?;
     let filters: Vec<&Value> = config["filter_subjects"]
@@ -458,8 +454,8 @@ async fn check_replayable(dead: &DeadLetters) -> Result<()> {
         .collect();
     ensure!(
         filters.is_empty() || filters.into_iter().any(takes),
-        "the filter of {} leaves out {replays}; on a nats-server 2.10 or later `host provision --update` with its \
-         --filter adds it, or --as-new publishes new messages",
+        "the filter of {} leaves out {replays}; on a nats-server 2.10 or later `host provision --update` adds it, or \
+         --as-new publishes new messages",
         dead.of()
     );
     Ok(())
@@ -659,8 +655,7 @@ struct Tally {
 impl Tally {
     fn summary(&self, verb: &str, took: Duration) -> String {
         let Self { done, known, gone, failed, bytes } = self;
-        let plural = if *done == 1 { "" } else { "s" };
-        let mut text = format!("{verb} {done} letter{plural}");
+        let mut text = format!("{verb} {}", counted(*done, "letter"));
         // Writing to a string cannot fail.
         if *known > 0 {
             let _ = write!(text, " ({known} had been before)");
