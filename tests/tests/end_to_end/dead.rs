@@ -1,10 +1,10 @@
 //! Dead letters afterwards: listed, shown, run again, removed.
 
-use crate::bed::{Bed, SOON};
 use async_nats::HeaderMap;
 use async_nats::jetstream::message::PublishMessage;
 use serde_json::{Value, json};
 use std::time::SystemTime;
+use tests::bed::{Bed, SOON};
 use tests::prelude::*;
 
 impl Bed {
