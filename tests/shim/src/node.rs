@@ -240,28 +240,31 @@ impl Node {
     /// # Errors
     /// When something remains after 20 s; the error names it.
     pub async fn nothing_left(&self) -> Result<()> {
-        let own = self.containerd().as_ref().map(Process::id);
-        let look = async || {
-            let mut left = Vec::new();
-            let processes = leftovers::processes(self.folder(), &self.cgroup());
-            let processes = processes.into_iter().filter(|process| Some(process.pid) != own);
-            left.extend(processes.map(|process| format!("process {}: {}", process.pid, process.command)));
-            left.extend(self.mounts().iter().map(|mount| format!("mount {}", mount.display())));
-            let cgroups = self.cgroups.of_containers();
-            left.extend(cgroups.iter().map(|cgroup| format!("cgroup {}", cgroup.display())));
-            let sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            left.extend(sockets.iter().filter(|socket| socket.exists()).map(|s| format!("socket {}", s.display())));
-            for namespace in self.bundles().read_dir().into_iter().flatten().flatten() {
-                let bundles = namespace.path().read_dir().into_iter().flatten().flatten();
-                left.extend(bundles.map(|bundle| format!("bundle {}", bundle.path().display())));
-            }
-            match self.bridge.ports() {
-                0 => {}
-                ports => left.push(format!("{ports} ports of the bridge")),
-            }
-            Ok(left)
-        };
+        let look = async || Ok(self.left());
         eventually(GONE_DEADLINE, "nothing is left of any pod", look, Vec::is_empty).await.map(drop)
+    }
+
+    /// What there is now of pods, in words.
+    pub fn left(&self) -> Vec<String> {
+        let own = self.containerd().as_ref().map(Process::id);
+        let mut left = Vec::new();
+        let processes = leftovers::processes(self.folder(), &self.cgroup()).into_iter();
+        let processes = processes.filter(|process| Some(process.pid) != own);
+        left.extend(processes.map(|process| format!("process {}: {}", process.pid, process.command)));
+        left.extend(self.mounts().iter().map(|mount| format!("mount {}", mount.display())));
+        let cgroups = self.cgroups.of_containers();
+        left.extend(cgroups.iter().map(|cgroup| format!("cgroup {}", cgroup.display())));
+        let sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        left.extend(sockets.iter().filter(|socket| socket.exists()).map(|s| format!("socket {}", s.display())));
+        for namespace in self.bundles().read_dir().into_iter().flatten().flatten() {
+            let bundles = namespace.path().read_dir().into_iter().flatten().flatten();
+            left.extend(bundles.map(|bundle| format!("bundle {}", bundle.path().display())));
+        }
+        match self.bridge.ports() {
+            0 => {}
+            ports => left.push(format!("{ports} ports of the bridge")),
+        }
+        left
     }
 
     pub(crate) fn runtime(&self) -> RuntimeServiceClient<Channel> {

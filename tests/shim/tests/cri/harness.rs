@@ -60,9 +60,9 @@ async fn a_node_that_is_dropped_takes_its_pods_along() -> Result<()> {
 async fn what_is_left_of_a_pod_is_noticed() -> Result<()> {
     let node = Node::start().await?;
     let pod = node.pod_of(RUNC).run().await?;
-    let left = node.nothing_left().await.expect_err("a pod runs").to_string();
+    let left = node.left();
     for kind in ["process ", "mount ", "cgroup ", "socket ", "bundle ", "1 ports"] {
-        assert!(left.contains(kind), "no {kind}in {left}");
+        assert!(left.iter().any(|found| found.starts_with(kind)), "no {kind}in {left:?}");
     }
     pod.remove().await?;
     node.finish().await
