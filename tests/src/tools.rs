@@ -64,8 +64,8 @@ pub fn shim() -> Result<PathBuf> {
 /// # Errors
 /// When it has not been built.
 pub fn sidecar() -> Result<PathBuf> {
-    given_or("MAILROOM_TEST_SIDECAR", [target().join("sidecar")])?
-        .with_context(|| format!("{}/sidecar is missing; run `cargo xtask test`", target().display()))
+    given_or("MAILROOM_TEST_SIDECAR", [target().join("sidecar/sidecar")])?
+        .with_context(|| format!("{}/sidecar/sidecar is missing; run `cargo xtask test`", target().display()))
 }
 
 /// An executable of the Debian package `package`, on `PATH` or in a folder for administrators.
