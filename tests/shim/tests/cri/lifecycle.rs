@@ -146,11 +146,13 @@ async fn ctr_runs_a_component_by_hand() -> Result<()> {
 
     site.bed.tell(["verdict support"]).await?;
     let server = ["/actor.wasm", "--server", site.bed.server.url(), "--listen", "none"];
-    let (hand, verdicts) = tokio::join!(site.node.ctr_in("default", &[&run[..], &server].concat()), async {
+    let run = [&run[..], &server].concat();
+    let stop = async {
         let verdicts = site.bed.verdicts(1).await;
         site.node.ctr_in("default", &["task", "kill", "--signal", "SIGTERM", "by-hand"]).await?.success()?;
         verdicts
-    });
+    };
+    let (hand, verdicts) = tokio::join!(site.node.ctr_in("default", &run), stop);
     assert_eq!(verdicts?.len(), 1);
     let hand = hand?;
     assert_eq!(hand.code(), Some(0), "{hand:?}");
