@@ -2,7 +2,8 @@
 
 use crate::site::{Site, running};
 use k8s_cri::v1::{Capability, Int64Value};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, Timespec, Timestamps, UTIME_NOW};
+use rustix::io::Errno;
 use serde_json::Value;
 use shim_tests::prelude::*;
 use std::collections::BTreeMap;
@@ -82,10 +83,15 @@ async fn a_component_sees_a_small_world_and_writes_nothing() -> Result<()> {
 
     let root = format!("/proc/{}/root", container.pid().await?);
     let root = Path::new(&root);
-    let write = |path: &str| rustix::fs::openat(CWD, root.join(path), OFlags::WRONLY | OFlags::CREATE, Mode::RUSR);
-    for path in ["new", "triage.wasm", ".mailroom/host", ".mailroom/component.cwasm"] {
-        assert_eq!(write(path).err(), Some(rustix::io::Errno::ROFS), "{path}");
+    let write = |path: &str| rustix::fs::open(root.join(path), OFlags::WRONLY | OFlags::CREATE, Mode::RUSR).map(drop);
+    // A file that is being executed is refused to writers before it is looked where it lies, so its times are set.
+    let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+    let now = Timestamps { last_access: now, last_modification: now };
+    let touch = |path: &str| rustix::fs::utimensat(CWD, root.join(path), &now, AtFlags::empty());
+    for path in ["triage.wasm", ".mailroom/host", ".mailroom/component.cwasm"] {
+        assert_eq!(touch(path), Err(Errno::ROFS), "{path}");
     }
+    assert_eq!(write("new"), Err(Errno::ROFS));
     assert_eq!(std::fs::read(root.join("proc/kcore"))?, b"", "the kernel's memory");
     assert_eq!(std::fs::read_dir(root.join("sys/firmware"))?.count(), 0);
     // The image's component, what the runtime mounts, and nothing else.
@@ -115,7 +121,8 @@ async fn nothing_of_containerd_reaches_a_component() -> Result<()> {
     environment.sort_unstable();
     let server = format!("MAILROOM_SERVER={}", site.bed.server.url());
     let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-    let expected = ["COLOUR=blue", "HOSTNAME=mail-0", "MAILROOM_LISTEN=0.0.0.0:9464", server.as_str(), path];
+    // Where the user is in no file of the image, runc gives it the root for its home.
+    let expected = ["COLOUR=blue", "HOME=/", "HOSTNAME=mail-0", "MAILROOM_LISTEN=0.0.0.0:9464", server.as_str(), path];
     assert_eq!(environment, expected);
 
     let folder = format!("/proc/{}/fd", container.pid().await?);
