@@ -63,6 +63,8 @@ pub struct Node {
     pub(crate) cgroups: Cgroups,
     bridge: Bridge,
     sockets: Mutex<BTreeSet<PathBuf>>,
+    /// A mount that this machine has and the node has not.
+    hidden: Option<&'static Path>,
 }
 
 impl Node {
@@ -71,6 +73,20 @@ impl Node {
     /// # Errors
     /// When this is not root, or something is not installed or not built; the error names the command that does it.
     pub async fn start() -> Result<Self> {
+        Self::start_without(None).await
+    }
+
+    /// As [`Node::start`], but where both versions of cgroups are mounted the node sees the older alone: crun refuses
+    /// to work beside a newer one that has controllers.
+    ///
+    /// # Errors
+    /// As [`Node::start`].
+    pub async fn start_for_crun() -> Result<Self> {
+        let beside = Path::new("/sys/fs/cgroup/unified");
+        Self::start_without(beside.exists().then_some(beside)).await
+    }
+
+    async fn start_without(hidden: Option<&'static Path>) -> Result<Self> {
         ensure!(getuid().is_root(), "only root may start containers; run the tests of the shim as root");
         tools::installed("runc", "runc")?;
         tools::installed("crun", "crun")?;
@@ -86,7 +102,7 @@ impl Node {
         let cgroups = Cgroups::new(&name)?;
         let bridge = Bridge::new()?;
         let sockets = Mutex::default();
-        let node = Self { containerd: Mutex::new(None), channel, cgroups, bridge, sockets, folder };
+        let node = Self { containerd: Mutex::new(None), channel, cgroups, bridge, sockets, hidden, folder };
         node.configure().await?;
         node.start_containerd().await?;
         let sidecar = fs::read(tools::sidecar()?).context("read the sidecar")?;
@@ -196,7 +212,16 @@ impl Node {
     /// When it does not.
     pub async fn start_containerd(&self) -> Result<()> {
         self.kill_containerd();
-        let mut command = Command::new(tools::installed("containerd", "containerd")?);
+        let containerd = tools::installed("containerd", "containerd")?;
+        let mut command = match self.hidden {
+            None => Command::new(containerd),
+            Some(hidden) => {
+                let mut command = Command::new(tools::installed("unshare", "util-linux")?);
+                command.args(["--mount", "--propagation", "private", "sh", "-c", "umount \"$0\" && exec \"$@\""]);
+                command.arg(hidden).arg(containerd);
+                command
+            }
+        };
         command.arg("--config").arg(self.folder().join("config.toml"));
         // The shim is found on containerd's path.
         let path = std::env::var_os("PATH").unwrap_or_default();
@@ -308,7 +333,8 @@ impl Node {
     }
 
     fn mounts(&self) -> Vec<PathBuf> {
-        leftovers::mounts(self.folder())
+        let process = self.containerd().as_ref().map_or("self".to_owned(), |process| process.id().to_string());
+        leftovers::mounts(&process, self.folder())
     }
 
     async fn configure(&self) -> Result<()> {

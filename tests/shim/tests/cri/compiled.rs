@@ -1,6 +1,6 @@
 //! Machine code: made once a node, kept where only root writes, and taken from an image only if the operator says so.
 
-use crate::site::{Site, running};
+use crate::site::{Site, running, with_images};
 use shim_tests::prelude::*;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -97,7 +97,7 @@ async fn machine_code_in_an_image_needs_the_operators_word() -> Result<()> {
 /// crun in the place of runc, as `BinaryName` says.
 #[tokio::test]
 async fn crun_makes_the_containers_too() -> Result<()> {
-    let site = Site::new().await?;
+    let site = Site::on(with_images(Node::start_for_crun().await?).await?, Settings::default(), &[]).await?;
     let pod = site.node.pod_of("mailroom-crun").run().await?;
     let container = site.host(&pod, "actor").start().await?;
     let sidecar = pod.container("sidecar").args(["wait"]).start().await?;

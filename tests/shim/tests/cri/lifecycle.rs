@@ -98,7 +98,7 @@ async fn fifty_pods_leave_nothing() -> Result<()> {
         let container = site.host(&pod, "triage").args(["--shards", "1"]).start().await?;
         running(&container).await?;
         // As a pod is deleted, or a node is drained in a hurry.
-        if number % 2 == 0 {
+        if number.is_multiple_of(2) {
             assert_eq!(container.stop(SOON).await?.exit_code, 0);
             container.remove().await?;
         }
