@@ -187,18 +187,43 @@ impl Node {
     /// # Errors
     /// As [`command::run`].
     pub async fn ctr(&self, args: &[&str]) -> Result<command::Output> {
-        self.ctr_in("k8s.io", args).await
+        let ctr = self.ctr_words(args)?;
+        command::run(&ctr[0], &ctr[1..], b"", CALL_DEADLINE).await
     }
 
-    /// Runs `ctr` in a namespace of containerd.
+    /// Runs a container by hand, without a pod: `ctr run` with our shim and `args` after the options that every such
+    /// run needs, with `input` as its standard input.
     ///
     /// # Errors
     /// As [`command::run`].
-    pub async fn ctr_in(&self, namespace: &str, args: &[&str]) -> Result<command::Output> {
-        let socket = self.socket();
-        let fixed = ["--address", &*socket.to_string_lossy(), "--namespace", namespace];
-        let ctr = tools::installed("ctr", "containerd")?;
-        command::run(ctr, fixed.iter().chain(args), b"", CALL_DEADLINE).await
+    pub async fn run_by_hand(&self, args: &[&str], input: &[u8]) -> Result<command::Output> {
+        let ctr = self.by_hand_words(args)?;
+        command::run(&ctr[0], &ctr[1..], input, CALL_DEADLINE).await
+    }
+
+    /// The same at a terminal, whose output is all that there is.
+    ///
+    /// # Errors
+    /// As [`command::run`].
+    pub async fn run_at_terminal(&self, args: &[&str], input: &[u8]) -> Result<command::Output> {
+        let args = [&["--tty"], args].concat();
+        let script = ["--quiet", "--return", "--command", &self.by_hand_words(&args)?.join(" "), "/dev/null"];
+        command::run(tools::installed("script", "bsdutils")?, script, input, CALL_DEADLINE).await
+    }
+
+    /// A command of `ctr`, in the namespace of Kubernetes.
+    fn ctr_words(&self, args: &[&str]) -> Result<Vec<String>> {
+        let (ctr, socket) = (tools::installed("ctr", "containerd")?, self.socket());
+        let fixed = [&*ctr.to_string_lossy(), "--address", &*socket.to_string_lossy(), "--namespace", "k8s.io"];
+        Ok(fixed.iter().chain(args).map(|&word| word.to_owned()).collect())
+    }
+
+    fn by_hand_words(&self, args: &[&str]) -> Result<Vec<String>> {
+        let options = self.folder().join(format!("{MAILROOM}.toml"));
+        let cgroup = format!("{}by-hand/container", self.cgroup());
+        let fixed = ["run", "--rm", "--net-host", "--runtime", "io.containerd.mailroom.v1", "--cgroup", &cgroup];
+        let options = ["--runtime-config-path", &options.to_string_lossy()];
+        self.ctr_words(&[&fixed[..], &options, args].concat())
     }
 
     /// Ends containerd at once, as a crash would; its pods go on.
@@ -238,10 +263,15 @@ impl Node {
         eventually(START_DEADLINE, "containerd answers", answers, |_| true).await.map(drop)
     }
 
+    /// The processes that belong to the node, those of containerd, of the shims and of the pods.
+    pub fn processes(&self) -> Vec<leftovers::Found> {
+        leftovers::processes(self.folder(), &self.cgroup())
+    }
+
     /// The shims that run, by the ids of their processes.
     pub fn shims(&self) -> Vec<u32> {
         let socket = self.socket();
-        let processes = leftovers::processes(self.folder(), &self.cgroup()).into_iter();
+        let processes = self.processes().into_iter();
         let is_shim =
             |command: &str| command.contains("containerd-shim-") && command.contains(&*socket.to_string_lossy());
         processes.filter(|process| is_shim(&process.command)).map(|process| process.pid).collect()
@@ -279,8 +309,7 @@ impl Node {
     pub fn left(&self) -> Vec<String> {
         let own = self.containerd().as_ref().map(Process::id);
         let mut left = Vec::new();
-        let processes = leftovers::processes(self.folder(), &self.cgroup()).into_iter();
-        let processes = processes.filter(|process| Some(process.pid) != own);
+        let processes = self.processes().into_iter().filter(|process| Some(process.pid) != own);
         left.extend(processes.map(|process| format!("process {}: {}", process.pid, process.command)));
         left.extend(self.mounts().iter().map(|mount| format!("mount {}", mount.display())));
         let cgroups = self.cgroups.of_containers();
@@ -404,7 +433,7 @@ impl Drop for Node {
         // A shim that dies may just be starting something.
         let end = Instant::now() + GONE_DEADLINE;
         while Instant::now() < end {
-            let left = leftovers::processes(self.folder(), &self.cgroup());
+            let left = self.processes();
             if left.is_empty() {
                 break;
             }
