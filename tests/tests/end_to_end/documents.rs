@@ -13,7 +13,6 @@
 //! Ports that a page names (9464, 8080) are replaced by free ones, and `PORT` by that of the nats-server which
 //! `host run --dev` brings.
 
-use crate::bed::SOON;
 use crate::offline::commands;
 use anyhow::anyhow;
 use boon::{Compiler, SchemaIndex, Schemas};
@@ -29,6 +28,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use tests::RawClient;
+use tests::bed::SOON;
 use tests::prelude::*;
 
 /// The pages whose commands run below; every page with an `sh` block is one of them.

@@ -51,7 +51,7 @@ async fn server_restarts_on_its_port_with_its_data_and_is_gone_when_dropped() ->
 #[tokio::test]
 async fn server_takes_extra_settings() -> Result<()> {
     let extra = "authorization { user: mail, password: room }\nmax_payload: 4096\n".to_owned();
-    let server = NatsServer::start_with(Settings { jetstream: false, extra }).await?;
+    let server = NatsServer::start_with(Settings { jetstream: false, extra, ..Settings::default() }).await?;
     let options = async_nats::ConnectOptions::with_user_and_password("mail".to_owned(), "room".to_owned());
     let client = server.client_with(options).await?;
     assert_eq!(client.server_info().max_payload, 4096);

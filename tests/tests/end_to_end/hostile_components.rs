@@ -1,11 +1,11 @@
 //! Components that mean harm: each costs its own message only, ends where the page says, and its neighbours in the
 //! same host get their verdicts.
 
-use crate::bed::{Bed, SOON};
 use crate::crafted;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
+use tests::bed::{Bed, SOON};
 use tests::prelude::*;
 
 /// Two deliveries, neither of which takes long.

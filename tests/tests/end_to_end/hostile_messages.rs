@@ -1,6 +1,5 @@
 //! Messages that no honest sender sends: each ends where it should, and its neighbours get their verdicts.
 
-use crate::bed::{Bed, SOON};
 use async_nats::{ConnectOptions, Event};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -10,6 +9,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::mpsc;
 use tests::RawClient;
+use tests::bed::{Bed, SOON};
 use tests::prelude::*;
 
 /// A message as its sender writes it; each character stands for one byte.

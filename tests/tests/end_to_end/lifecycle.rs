@@ -1,9 +1,9 @@
 //! Starting, stopping, dying, and coming back: nothing lost, nothing twice.
 
-use crate::bed::{Bed, SOON};
 use async_nats::jetstream::AckKind;
 use async_nats::jetstream::message::PublishMessage;
 use futures::StreamExt as _;
+use tests::bed::{Bed, SOON};
 use tests::prelude::*;
 
 /// A host killed in the middle of its work loses nothing and doubles nothing.

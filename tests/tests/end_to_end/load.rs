@@ -1,9 +1,9 @@
 //! More than a host can do at once: bursts, long guests, streams that are full.
 
-use crate::bed::{Bed, SOON};
 use async_nats::jetstream::stream::DiscardPolicy;
 use serde_json::Value;
 use std::iter::repeat_n;
+use tests::bed::{Bed, SOON};
 use tests::prelude::*;
 
 /// A burst of slow messages waits in the stream: the host holds no more than it may, in no more memory, and gets

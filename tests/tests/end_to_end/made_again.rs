@@ -1,9 +1,9 @@
 //! Streams and consumers that are deleted and made again while the host runs: what is new begins to count at 1 again,
 //! and nothing of the old may pass for it.
 
-use crate::bed::{Bed, SOON};
 use async_nats::jetstream::AckKind;
 use futures::TryStreamExt as _;
+use tests::bed::{Bed, SOON};
 use tests::prelude::*;
 
 /// A host whose hands are full when the stream goes is not told of it. Nevertheless the acknowledgements of what it

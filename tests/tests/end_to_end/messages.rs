@@ -1,9 +1,9 @@
 //! What becomes of one message: verdicts, failures, dead letters, limits.
 
-use crate::bed::{Bed, SOON};
 use async_nats::HeaderMap;
 use serde_json::json;
 use std::time::SystemTime;
+use tests::bed::{Bed, SOON};
 use tests::prelude::*;
 
 /// Every sample mail ends as one verdict or one dead letter, and nothing is left on the consumer.

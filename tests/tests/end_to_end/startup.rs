@@ -1,11 +1,11 @@
 //! Starting: what `host run` refuses, with which words, and what it waits for instead.
 
-use crate::bed::{Bed, SOON};
 use crate::crafted;
 use async_nats::jetstream::consumer::{AckPolicy, pull, push};
 use std::ffi::OsString;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use tests::bed::{Bed, SOON};
 use tests::prelude::*;
 
 /// Where no NATS server listens: for hosts that have to refuse before they connect.

@@ -1,33 +1,54 @@
 //! What most tests stand on: a provisioned server and a JetStream context, and mail for the guest `actor`.
 
+use crate::prelude::*;
 use async_nats::HeaderMap;
 use async_nats::jetstream::Context;
 use async_nats::jetstream::consumer::{PullConsumer, pull};
-use tests::prelude::*;
 
 /// Time enough for anything that happens soon, on a busy machine.
 pub const SOON: Duration = Duration::from_secs(30);
 
 /// A server with the streams and the consumer that `host provision` makes.
+#[derive(Debug)]
 pub struct Bed {
+    /// The server.
     pub server: NatsServer,
+    /// A connection to it.
     pub jetstream: Context,
 }
 
 impl Bed {
+    /// A server of its own on the loopback interface.
+    ///
+    /// # Errors
+    /// When nats-server or the host is missing or fails.
     pub async fn new() -> Result<Self> {
         Self::provisioned(&[]).await
     }
 
     /// With further arguments for `host provision`.
+    ///
+    /// # Errors
+    /// As [`Bed::new`].
     pub async fn provisioned(args: &[&str]) -> Result<Self> {
-        let server = NatsServer::start().await?;
+        Self::on(NatsServer::start().await?, args).await
+    }
+
+    /// On a server that runs already, without credentials.
+    ///
+    /// # Errors
+    /// When the server cannot be provisioned.
+    pub async fn on(server: NatsServer, args: &[&str]) -> Result<Self> {
         let jetstream = server.jetstream().await?;
         let bed = Self { server, jetstream };
         bed.provision(args).await?;
         Ok(bed)
     }
 
+    /// Makes what is missing on the server, with further arguments for `host provision`.
+    ///
+    /// # Errors
+    /// When the server refuses.
     pub async fn provision(&self, args: &[&str]) -> Result<()> {
         let fixed = ["provision", "--server", self.server.url()];
         command::host(fixed.iter().chain(args)).await?.success()?;
@@ -35,6 +56,9 @@ impl Bed {
     }
 
     /// A ready host that runs the guest `actor`.
+    ///
+    /// # Errors
+    /// When it does not become ready.
     pub async fn actor(&self, args: &[&str]) -> Result<Host> {
         let host = Host::on(self.server.url()).component(tools::component("actor")?).args(args).start().await?;
         host.until_ready(SOON).await?;
@@ -42,6 +66,9 @@ impl Bed {
     }
 
     /// Publishes mails that tell the actor what to do; returns the sequence of the last.
+    ///
+    /// # Errors
+    /// When one is not stored.
     pub async fn tell<S: AsRef<str>>(&self, commands: impl IntoIterator<Item = S>) -> Result<u64> {
         let mut last = None;
         for command in commands {
@@ -50,12 +77,19 @@ impl Bed {
         Ok(last.context("at least one command")?.await?.sequence)
     }
 
+    /// Publishes one such mail with headers.
+    ///
+    /// # Errors
+    /// When it is not stored.
     pub async fn tell_with(&self, headers: HeaderMap, command: &str) -> Result<u64> {
         let publish = self.jetstream.publish_with_headers("mail.test", headers, command.to_owned().into());
         Ok(publish.await?.await?.sequence)
     }
 
     /// Waits for that many verdicts and returns them.
+    ///
+    /// # Errors
+    /// When there are fewer after [`SOON`].
     pub async fn verdicts(&self, count: usize) -> Result<Vec<Stored>> {
         let what = format!("{count} verdicts");
         let look = async || Ok(streams::count(&self.jetstream, streams::VERDICTS).await? as usize);
@@ -64,6 +98,9 @@ impl Bed {
     }
 
     /// Waits for that many dead letters and returns them.
+    ///
+    /// # Errors
+    /// When there are fewer after [`SOON`].
     pub async fn dead_letters(&self, count: usize) -> Result<Vec<Stored>> {
         let what = format!("{count} dead letters");
         let look = async || Ok(streams::count(&self.jetstream, streams::DEAD).await? as usize);
@@ -71,6 +108,10 @@ impl Bed {
         streams::dead_letters(&self.jetstream).await
     }
 
+    /// The consumer that hosts share.
+    ///
+    /// # Errors
+    /// When there is none.
     pub async fn consumer(&self) -> Result<PullConsumer> {
         let stream = self.jetstream.get_stream(streams::MAIL).await?;
         let consumer = stream.get_consumer::<pull::Config>("triage").await;
@@ -78,6 +119,9 @@ impl Bed {
     }
 
     /// Waits until no message is waiting or in anyone's hands.
+    ///
+    /// # Errors
+    /// When one still is after [`SOON`].
     pub async fn settled(&self) -> Result<()> {
         let look = async || {
             let mut consumer = self.consumer().await?;
@@ -88,6 +132,9 @@ impl Bed {
     }
 
     /// Every mail of the stream has exactly one verdict, and there is nothing else.
+    ///
+    /// # Errors
+    /// When one has none or two, or there is a dead letter.
     pub async fn one_verdict_each(&self, mails: u64) -> Result<()> {
         let verdicts = self.verdicts(mails as usize).await?;
         let mut sequences: Vec<u64> = verdicts.iter().map(Stored::mail_sequence).collect::<Result<_>>()?;

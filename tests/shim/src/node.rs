@@ -1,0 +1,387 @@
+use crate::cgroup::{Cgroups, Limits};
+use crate::image::{Image, archive};
+use crate::leftovers;
+use crate::network::Bridge;
+use crate::pod::PodBuilder;
+use anyhow::{Context as _, Result, ensure};
+use hyper_util::rt::TokioIo;
+use k8s_cri::v1::image_service_client::ImageServiceClient;
+use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
+use k8s_cri::v1::{
+    ImageSpec, ImageStatusRequest, ListPodSandboxRequest, RemovePodSandboxRequest, StopPodSandboxRequest,
+    VersionRequest,
+};
+use rustix::mount::{UnmountFlags, unmount};
+use rustix::process::{Pid, Signal, getuid, kill_process};
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+use tests::{NatsServer, Process, Settings, command, eventually, tools};
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+/// The runtime handler that the tests are about.
+pub const MAILROOM: &str = "mailroom";
+
+/// containerd's own, for comparison.
+pub const RUNC: &str = "runc";
+
+/// Handlers with our shim, each with what its options have beside the cache.
+const HANDLERS: [(&str, &str); 3] =
+    [(MAILROOM, ""), ("mailroom-crun", "BinaryName = \"crun\"\n"), ("mailroom-compiled", "AllowCompiled = true\n")];
+
+/// A containerd is there in a third of a second; a machine that compiles beside it is slow.
+const START_DEADLINE: Duration = Duration::from_secs(60);
+
+/// One call of a kubelet; it waits for at most two minutes itself.
+const CALL_DEADLINE: Duration = Duration::from_secs(120);
+
+/// Shims end by themselves when their pod is gone.
+const GONE_DEADLINE: Duration = Duration::from_secs(20);
+
+/// A node: a containerd of its own with configuration, images, network and cgroups, and the part of a kubelet.
+///
+/// Everything is in a folder of its own but the cgroups, the bridge and the shims' sockets, which the kernel, `ip` and
+/// containerd want elsewhere. When it is dropped all of it goes, in whatever state it is; [`Node::finish`] shows that
+/// nothing was left to be removed.
+#[derive(Debug)]
+pub struct Node {
+    folder: TempDir,
+    containerd: Mutex<Option<Process>>,
+    channel: Channel,
+    pub(crate) cgroups: Cgroups,
+    bridge: Bridge,
+    sockets: Mutex<BTreeSet<PathBuf>>,
+}
+
+impl Node {
+    /// Starts a node with the images `pause` and `sidecar`.
+    ///
+    /// # Errors
+    /// When this is not root, or something is not installed or not built; the error names the command that does it.
+    pub async fn start() -> Result<Self> {
+        ensure!(getuid().is_root(), "only root may start containers; run the tests of the shim as root");
+        tools::installed("runc", "runc")?;
+        tools::installed("crun", "crun")?;
+        let folder = tempfile::Builder::new().prefix("mailroom-node-").tempdir().context("make a temporary folder")?;
+        let socket = folder.path().join("containerd.sock");
+        // Nothing is connected before the first call, and what is broken is connected anew.
+        let endpoint = Endpoint::from_static("http://containerd").timeout(CALL_DEADLINE);
+        let channel = endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
+            let socket = socket.clone();
+            async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(socket).await?)) }
+        }));
+        let name = folder.path().file_name().context("the temporary folder has no name")?.to_string_lossy();
+        let cgroups = Cgroups::new(&name)?;
+        let bridge = Bridge::new()?;
+        let sockets = Mutex::default();
+        let node = Self { containerd: Mutex::new(None), channel, cgroups, bridge, sockets, folder };
+        node.configure()?;
+        node.start_containerd().await?;
+        let sidecar = fs::read(tools::sidecar()?).context("read the sidecar")?;
+        let image = |name, entrypoint| Image::scratch(name, entrypoint).file("/sidecar", sidecar.clone());
+        let images = [image("pause", &["/sidecar", "wait"]), image("sidecar", &["/sidecar"])];
+        node.import(&images).await?;
+        Ok(node)
+    }
+
+    /// What belongs to the node alone.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Where our shim keeps compiled components.
+    pub fn cache(&self) -> PathBuf {
+        self.folder().join("compiled")
+    }
+
+    /// The address of this machine that every pod reaches, with its own network or not.
+    pub fn address(&self) -> Ipv4Addr {
+        self.bridge.address()
+    }
+
+    /// A nats-server that every pod reaches.
+    ///
+    /// # Errors
+    /// As [`NatsServer::start_with`].
+    pub async fn nats(&self, settings: Settings) -> Result<NatsServer> {
+        NatsServer::start_with(Settings { address: self.address(), ..settings }).await
+    }
+
+    /// Prepares a pod for the handler [`MAILROOM`].
+    pub fn pod(&self) -> PodBuilder<'_> {
+        PodBuilder::new(self, MAILROOM)
+    }
+
+    /// Prepares a pod for any handler.
+    pub fn pod_of(&self, handler: &str) -> PodBuilder<'_> {
+        PodBuilder::new(self, handler)
+    }
+
+    /// Gives the node more images.
+    ///
+    /// # Errors
+    /// When containerd refuses one.
+    pub async fn import(&self, images: &[Image]) -> Result<()> {
+        let file = tempfile::NamedTempFile::new_in(self.folder()).context("make a file for images")?;
+        fs::write(file.path(), archive(images)?).context("write images")?;
+        self.import_archive(file.path()).await?;
+        for image in images {
+            self.until_image(image.name()).await?;
+        }
+        Ok(())
+    }
+
+    /// Gives the node the images of an OCI layout in a tar.
+    ///
+    /// # Errors
+    /// When containerd refuses them.
+    pub async fn import_archive(&self, file: &Path) -> Result<()> {
+        self.ctr(&["image", "import", &file.to_string_lossy()]).await?.success()?;
+        Ok(())
+    }
+
+    /// Waits until CRI, which learns of new images by events, knows one.
+    ///
+    /// # Errors
+    /// When it does not within 20 s.
+    pub async fn until_image(&self, name: &str) -> Result<()> {
+        let what = format!("the image {name} is known");
+        let look = async || {
+            let image = Some(ImageSpec { image: name.to_owned(), ..Default::default() });
+            let request = ImageStatusRequest { image, verbose: false };
+            Ok(ImageServiceClient::new(self.channel.clone()).image_status(request).await?.into_inner().image.is_some())
+        };
+        eventually(GONE_DEADLINE, &what, look, |known| *known).await.map(drop)
+    }
+
+    /// Runs `ctr` in the namespace of Kubernetes.
+    ///
+    /// # Errors
+    /// As [`command::run`].
+    pub async fn ctr(&self, args: &[&str]) -> Result<command::Output> {
+        self.ctr_in("k8s.io", args).await
+    }
+
+    /// Runs `ctr` in a namespace of containerd.
+    ///
+    /// # Errors
+    /// As [`command::run`].
+    pub async fn ctr_in(&self, namespace: &str, args: &[&str]) -> Result<command::Output> {
+        let socket = self.socket();
+        let fixed = ["--address", &*socket.to_string_lossy(), "--namespace", namespace];
+        let ctr = tools::installed("ctr", "containerd")?;
+        command::run(ctr, fixed.iter().chain(args), b"", CALL_DEADLINE).await
+    }
+
+    /// Ends containerd at once, as a crash would; its pods go on.
+    pub fn kill_containerd(&self) {
+        *self.containerd() = None;
+    }
+
+    /// Starts containerd, for the first time or again, and waits until it answers.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn start_containerd(&self) -> Result<()> {
+        self.kill_containerd();
+        let mut command = Command::new(tools::installed("containerd", "containerd")?);
+        command.arg("--config").arg(self.folder().join("config.toml"));
+        // The shim is found on containerd's path.
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let path = [tools::shim()?].into_iter().chain(std::env::split_paths(&path)).chain(["/usr/sbin".into()]);
+        command.env("PATH", std::env::join_paths(path)?).env("CONTAINERD_SECRET", "for no pod to see");
+        *self.containerd() = Some(Process::spawn("containerd", command)?);
+        let answers = async || {
+            ensure!(
+                self.containerd().as_mut().is_some_and(|process| process.is_running().unwrap_or(false)),
+                "it ended"
+            );
+            Ok(self.runtime().version(VersionRequest::default()).await?)
+        };
+        eventually(START_DEADLINE, "containerd answers", answers, |_| true).await.map(drop)
+    }
+
+    /// The shims that run, by the ids of their processes.
+    pub fn shims(&self) -> Vec<u32> {
+        let socket = self.socket();
+        let processes = leftovers::processes(self.folder(), &self.cgroup()).into_iter();
+        let is_shim =
+            |command: &str| command.contains("containerd-shim-") && command.contains(&*socket.to_string_lossy());
+        processes.filter(|process| is_shim(&process.command)).map(|process| process.pid).collect()
+    }
+
+    /// Removes the pods that are left, as a kubelet does when they are deleted, and shows that nothing remains of any
+    /// pod: no process, no mount, no cgroup, no socket, no bundle, no port of the bridge.
+    ///
+    /// # Errors
+    /// When something remains; the error names it.
+    pub async fn finish(self) -> Result<()> {
+        let pods = self.runtime().list_pod_sandbox(ListPodSandboxRequest::default()).await?.into_inner().items;
+        for pod in pods {
+            let pod_sandbox_id = pod.id;
+            self.runtime().stop_pod_sandbox(StopPodSandboxRequest { pod_sandbox_id: pod_sandbox_id.clone() }).await?;
+            self.runtime().remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id }).await?;
+        }
+        self.nothing_left().await?;
+        if let Some(containerd) = self.containerd().as_mut() {
+            containerd.quiet();
+        }
+        Ok(())
+    }
+
+    /// Shows that nothing remains of the pods there were; none may be left.
+    ///
+    /// # Errors
+    /// When something remains after 20 s; the error names it.
+    pub async fn nothing_left(&self) -> Result<()> {
+        let look = async || Ok(self.left());
+        eventually(GONE_DEADLINE, "nothing is left of any pod", look, Vec::is_empty).await.map(drop)
+    }
+
+    /// What there is now of pods, in words.
+    pub fn left(&self) -> Vec<String> {
+        let own = self.containerd().as_ref().map(Process::id);
+        let mut left = Vec::new();
+        let processes = leftovers::processes(self.folder(), &self.cgroup()).into_iter();
+        let processes = processes.filter(|process| Some(process.pid) != own);
+        left.extend(processes.map(|process| format!("process {}: {}", process.pid, process.command)));
+        left.extend(self.mounts().iter().map(|mount| format!("mount {}", mount.display())));
+        let cgroups = self.cgroups.of_containers();
+        left.extend(cgroups.iter().map(|cgroup| format!("cgroup {}", cgroup.display())));
+        let sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        left.extend(sockets.iter().filter(|socket| socket.exists()).map(|s| format!("socket {}", s.display())));
+        for namespace in self.bundles().read_dir().into_iter().flatten().flatten() {
+            let bundles = namespace.path().read_dir().into_iter().flatten().flatten();
+            left.extend(bundles.map(|bundle| format!("bundle {}", bundle.path().display())));
+        }
+        match self.bridge.ports() {
+            0 => {}
+            ports => left.push(format!("{ports} ports of the bridge")),
+        }
+        left
+    }
+
+    pub(crate) fn runtime(&self) -> RuntimeServiceClient<Channel> {
+        RuntimeServiceClient::new(self.channel.clone())
+    }
+
+    pub(crate) fn make_cgroup(&self, uid: &str, limits: Limits) -> Result<String> {
+        self.cgroups.make_pod(uid, limits)
+    }
+
+    /// Notes where the shim of a container is called, so that its socket can be looked for when the container is gone.
+    pub(crate) fn note_socket(&self, container: &str) -> Result<()> {
+        let file = self.bundles().join("k8s.io").join(container).join("address");
+        let address = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+        let socket = address.trim().strip_prefix("unix://").with_context(|| format!("{address} is no socket"))?;
+        self.sockets.lock().unwrap_or_else(PoisonError::into_inner).insert(socket.into());
+        Ok(())
+    }
+
+    fn containerd(&self) -> MutexGuard<'_, Option<Process>> {
+        self.containerd.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder().join("containerd.sock")
+    }
+
+    fn bundles(&self) -> PathBuf {
+        self.folder().join("state/io.containerd.runtime.v2.task")
+    }
+
+    /// The first part of the names of all cgroups of this node's pods.
+    fn cgroup(&self) -> String {
+        format!("/{}/", self.cgroups.name())
+    }
+
+    fn mounts(&self) -> Vec<PathBuf> {
+        leftovers::mounts(self.folder())
+    }
+
+    fn configure(&self) -> Result<()> {
+        let folder = self.folder();
+        let plugins = tools::installed_in("/usr/lib/cni", "bridge", "containernetworking-plugins")?;
+        let write = |name: &str, text: &str| {
+            let file = folder.join(name);
+            fs::write(&file, text).with_context(|| format!("write {}", file.display()))
+        };
+        fs::create_dir(folder.join("cni")).context("make a folder for CNI")?;
+        write("cni/10-pods.conflist", &self.bridge.cni(&folder.join("addresses")))?;
+        let mut runtimes = String::new();
+        for (handler, options) in HANDLERS {
+            let file = format!("{handler}.toml");
+            write(&file, &format!("Cache = {:?}\n{options}", self.cache()))?;
+            let file = folder.join(file);
+            runtimes += &format!(
+                r#"
+  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{handler}]
+    runtime_type = "io.containerd.mailroom.v1"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{handler}.options]
+      ConfigPath = {file:?}
+"#
+            );
+        }
+        // A process may not give itself a lower OOM score than its parent's without CAP_SYS_RESOURCE, which many
+        // containers that tests run in do not have.
+        write(
+            "config.toml",
+            &format!(
+                r#"version = 2
+root = {:?}
+state = {:?}
+[grpc]
+  address = {:?}
+[plugins."io.containerd.internal.v1.opt"]
+  path = {:?}
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "mailroom.local/pause:1"
+  restrict_oom_score_adj = true
+  netns_mounts_under_state_dir = true
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = {plugins:?}
+    conf_dir = {:?}
+  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+    runtime_type = "io.containerd.runc.v2"
+{runtimes}"#,
+                folder.join("root"),
+                folder.join("state"),
+                self.socket(),
+                folder.join("opt"),
+                folder.join("cni"),
+            ),
+        )
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.kill_containerd();
+        // A shim that dies may just be starting something.
+        let end = Instant::now() + GONE_DEADLINE;
+        while Instant::now() < end {
+            let left = leftovers::processes(self.folder(), &self.cgroup());
+            if left.is_empty() {
+                break;
+            }
+            for pid in left.iter().filter_map(|process| Pid::from_raw(process.pid.cast_signed())) {
+                // Fails only for one that is gone.
+                _ = kill_process(pid, Signal::KILL);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        for mount in self.mounts() {
+            _ = unmount(&mount, UnmountFlags::DETACH);
+        }
+        self.cgroups.remove_all();
+        for socket in self.sockets.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            _ = fs::remove_file(socket);
+        }
+    }
+}

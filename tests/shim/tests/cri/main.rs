@@ -1,0 +1,6 @@
+//! The shim under a containerd, called as a kubelet calls it, one module per concern.
+//!
+//! Real parts throughout: each test has its own containerd with runc, its own network, its own nats-server. `cargo
+//! xtask test` builds and installs what they need; a missing part fails the test with the command that makes it.
+
+mod harness;

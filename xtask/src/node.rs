@@ -1,0 +1,97 @@
+//! What makes a machine a node: the shim's executables, built here, and the packages of the distribution that its
+//! tests need.
+
+use crate::step::{self, Result, Workspace};
+use crate::tools;
+use std::ffi::OsString;
+use std::fs;
+use std::path::Path;
+
+/// An executable that runs anywhere, an empty container included.
+struct Static {
+    package: &'static str,
+    name: &'static str,
+}
+
+/// They lie side by side on a node.
+const SHIM: [Static; 3] = [
+    Static { package: "shim", name: "containerd-shim-mailroom-v1" },
+    Static { package: "compiler", name: "mailroom-compiler" },
+    Static { package: "pod-host", name: "mailroom-host" },
+];
+
+/// What the tests put into images.
+const SIDECAR: Static = Static { package: "sidecar", name: "sidecar" };
+
+/// The package of the shim's tests under a containerd.
+const TESTS: &str = "shim-tests";
+
+/// What a node has of its distribution: the first file is there when the package is.
+const PACKAGES: [(&str, &str); 6] = [
+    ("bin/containerd", "containerd"),
+    ("sbin/runc", "runc"),
+    ("bin/crun", "crun"),
+    ("lib/cni/bridge", "containernetworking-plugins"),
+    ("bin/protoc", "protobuf-compiler"),
+    ("sbin/ip", "iproute2"),
+];
+
+/// Where that file can be.
+const PREFIXES: [&str; 3] = ["/usr", "/usr/local", "/"];
+
+/// Builds the shim's executables into `TARGET/shim`.
+pub fn build(workspace: &Workspace) -> Result<()> {
+    for executable in &SHIM {
+        executable.build(workspace, "shim")?;
+    }
+    Ok(())
+}
+
+/// Sees to it that this machine can be a node and build the tests of one.
+pub fn ensure_packages() -> Result<()> {
+    let is_there = |file: &str| PREFIXES.iter().any(|prefix| Path::new(prefix).join(file).is_file());
+    let missing: Vec<_> = PACKAGES.iter().filter(|(file, _)| !is_there(file)).map(|(_, package)| *package).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    tools::install(&missing, "by the tests of the shim")
+}
+
+/// Lints what is built here only.
+pub fn lint(workspace: &Workspace) -> Result<()> {
+    let mut clippy = workspace.cargo(&["clippy", "--release", "--all-targets"]);
+    for package in SHIM.iter().map(|executable| executable.package).chain([SIDECAR.package, TESTS]) {
+        clippy.args(["--package", package]);
+    }
+    clippy.args(["--", "-D", "warnings"]);
+    step::run("lint the shim and its tests", clippy)
+}
+
+/// Builds the shim and runs its unit tests, and the tests of it under a containerd; those named in `filters`, if any.
+pub fn test(workspace: &Workspace, nats_server: &Path, filters: &[OsString]) -> Result<()> {
+    build(workspace)?;
+    SIDECAR.build(workspace, "sidecar")?;
+    let mut test = workspace.cargo(&["test", "--release", "--package", "shim", "--package", TESTS]);
+    test.envs(crate::places(workspace)).env("MAILROOM_TEST_NATS_SERVER", nats_server);
+    test.env("MAILROOM_TEST_SHIM", workspace.target.join("shim"));
+    test.env("MAILROOM_TEST_SIDECAR", workspace.target.join("sidecar").join(SIDECAR.name));
+    crate::filter(&mut test, filters);
+    step::run("run the tests of the shim", test)
+}
+
+impl Static {
+    /// Builds it, by itself: built together, the packages would share the features of their dependencies, and the
+    /// pods' host would have a compiler in it.
+    fn build(&self, workspace: &Workspace, folder: &str) -> Result<()> {
+        let Self { package, name } = self;
+        let mut cargo = workspace.cargo(&["rustc", "--release", "--package", package, "--bin", name]);
+        cargo.args(["--", "-C", "target-feature=+crt-static"]);
+        step::run(&format!("build {name}"), cargo)?;
+        let folder = workspace.target.join(folder);
+        fs::create_dir_all(&folder).map_err(|err| format!("create {}: {err}", folder.display()))?;
+        let mut strip = workspace.command("strip");
+        strip.arg("--strip-debug").arg("-o").arg(folder.join(name));
+        strip.arg(workspace.target.join("release").join(name));
+        step::run(&format!("take the debugging information out of {name}"), strip)
+    }
+}
