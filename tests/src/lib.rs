@@ -7,6 +7,7 @@
 //! | [`Host`] | a `host run` process: its log, its metrics, its signals |
 //! | [`bed`] | what most tests stand on: a provisioned server |
 //! | [`streams`] | what is stored: verdicts, dead letters, mail |
+//! | [`ImageLayout`] | a container image on disk, checked |
 //! | [`command`] | one-shot commands with a time limit |
 //! | [`http`] | plain requests to the host's admin endpoint and to `wasmtime serve` |
 //!
@@ -16,6 +17,7 @@ pub mod bed;
 pub mod command;
 mod host;
 pub mod http;
+mod layout;
 mod nats;
 mod process;
 mod raw;
@@ -24,6 +26,7 @@ pub mod tools;
 mod wait;
 
 pub use host::{Host, HostBuilder, Metrics};
+pub use layout::{ImageLayout, LayerEntry};
 pub use nats::{NatsServer, Settings};
 pub use process::Process;
 pub use raw::RawClient;

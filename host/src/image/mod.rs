@@ -135,11 +135,11 @@ const USER: &str = "65532:65532";
 /// Where rustls, as other TLS libraries, looks for authorities first.
 const CA_CERTIFICATES: &str = "etc/ssl/certs/ca-certificates.crt";
 
-/// The bounds for trying the component out: as wide as `host run` could be told to set them.
+/// The bounds for trying the component out, as wide as `host run` might be told to set them.
 const WIDEST: Limits = Limits {
     slots: 1,
     memory_max_bytes: 4 << 30,
-    deadline: Duration::from_secs(60),
+    deadline: Duration::from_secs(10),
     output_max_bytes: 64 << 20,
     host_calls_max: u64::MAX,
 };
