@@ -1,10 +1,10 @@
 //! Compiles the component on standard input and writes the `.cwasm` to standard output.
 //!
-//! The shim starts it as root in a cgroup of the pod. Before it reads a byte it gives up all that a hostile component
+//! The shim starts it as root, with the folders of a cgroup of the pod's as arguments, which it joins. Before it reads a byte it gives up all that a hostile component
 //! could want of it: the network, the files, the user, and gaining them back. What is left is a process that can
 //! compute, read its input and write its output.
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use rustix::process::{
     DumpableBehavior, Resource, Rlimit, Signal, chdir, chroot, getuid, set_dumpable_behavior,
     set_parent_process_death_signal, setrlimit,
@@ -13,6 +13,7 @@ use rustix::thread::{
     Gid, Uid, UnshareFlags, set_no_new_privs, set_thread_gid, set_thread_groups, set_thread_uid, unshare_unsafe,
 };
 use std::io::{Read as _, Write as _};
+use std::path::Path;
 use std::process::ExitCode;
 
 /// The user and the group `nobody`.
@@ -32,13 +33,14 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    match std::env::args().nth(1).as_deref() {
-        None => {}
-        Some("--engine") => {
-            println!("{}", host::engine_id()?);
-            return Ok(());
-        }
-        Some(other) => bail!("{other}: takes a component on standard input, or --engine"),
+    let folders: Vec<_> = std::env::args_os().skip(1).collect();
+    if folders == ["--engine"] {
+        println!("{}", host::engine_id()?);
+        return Ok(());
+    }
+    for folder in folders {
+        let file = Path::new(&folder).join("cgroup.procs");
+        std::fs::write(&file, "0").with_context(|| format!("join cgroup {}", file.display()))?;
     }
     confine().context("confine the compiler")?;
     let mut component = Vec::new();

@@ -13,6 +13,7 @@ use k8s_cri::v1::{
 };
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, Signal, getuid, kill_process};
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::Ipv4Addr;
@@ -31,9 +32,14 @@ pub const MAILROOM: &str = "mailroom";
 /// containerd's own, for comparison.
 pub const RUNC: &str = "runc";
 
-/// Handlers with our shim, each with what its options have beside the cache.
-const HANDLERS: [(&str, &str); 3] =
-    [(MAILROOM, ""), ("mailroom-crun", "BinaryName = \"crun\"\n"), ("mailroom-compiled", "AllowCompiled = true\n")];
+/// The handlers with our shim: the name, what the shim's options have beside the cache, what the table of containerd's
+/// configuration has beside the options.
+const HANDLERS: [(&str, &str, &str); 4] = [
+    (MAILROOM, "", ""),
+    ("mailroom-crun", "BinaryName = \"crun\"\n", ""),
+    ("mailroom-compiled", "AllowCompiled = true\n", ""),
+    ("mailroom-limits", "", "base_runtime_spec = \"limits.json\"\n"),
+];
 
 /// A containerd is there in a third of a second; a machine that compiles beside it is slow.
 const START_DEADLINE: Duration = Duration::from_secs(60);
@@ -81,7 +87,7 @@ impl Node {
         let bridge = Bridge::new()?;
         let sockets = Mutex::default();
         let node = Self { containerd: Mutex::new(None), channel, cgroups, bridge, sockets, folder };
-        node.configure()?;
+        node.configure().await?;
         node.start_containerd().await?;
         let sidecar = fs::read(tools::sidecar()?).context("read the sidecar")?;
         let image = |name, entrypoint| Image::scratch(name, entrypoint).file("/sidecar", sidecar.clone());
@@ -305,7 +311,7 @@ impl Node {
         leftovers::mounts(self.folder())
     }
 
-    fn configure(&self) -> Result<()> {
+    async fn configure(&self) -> Result<()> {
         let folder = self.folder();
         let plugins = tools::installed_in("/usr/lib/cni", "bridge", "containernetworking-plugins")?;
         let write = |name: &str, text: &str| {
@@ -314,15 +320,21 @@ impl Node {
         };
         fs::create_dir(folder.join("cni")).context("make a folder for CNI")?;
         write("cni/10-pods.conflist", &self.bridge.cni(&folder.join("addresses")))?;
+        let spec = self.ctr(&["oci", "spec"]).await?.success()?.stdout;
+        let mut spec: Value = serde_json::from_str(&spec).context("read containerd's default specification")?;
+        spec["process"]["rlimits"] = json!([{ "type": "RLIMIT_NOFILE", "soft": 1234, "hard": 2345 }]);
+        write("limits.json", &spec.to_string())?;
         let mut runtimes = String::new();
-        for (handler, options) in HANDLERS {
+        for (handler, options, table) in HANDLERS {
             let file = format!("{handler}.toml");
             write(&file, &format!("Cache = {:?}\n{options}", self.cache()))?;
             let file = folder.join(file);
+            let table = table.replace("limits.json", &folder.join("limits.json").to_string_lossy());
             runtimes += &format!(
                 r#"
   [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{handler}]
     runtime_type = "io.containerd.mailroom.v1"
+    {table}
     [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{handler}.options]
       ConfigPath = {file:?}
 "#

@@ -3,4 +3,12 @@
 //! Real parts throughout: each test has its own containerd with runc, its own network, its own nats-server. `cargo
 //! xtask test` builds and installs what they need; a missing part fails the test with the command that makes it.
 
+mod compiled;
+mod confined;
 mod harness;
+mod interrupted;
+mod lifecycle;
+mod refused;
+mod resources;
+mod site;
+mod triage;

@@ -1,0 +1,112 @@
+//! Machine code: made once a node, kept where only root writes, and taken from an image only if the operator says so.
+
+use crate::site::{Site, running};
+use shim_tests::prelude::*;
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+/// All that is in a folder and below it, folders and files.
+fn contents(folder: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
+    let (mut folders, mut files) = (vec![folder.to_owned()], Vec::new());
+    let mut next = 0;
+    while let Some(folder) = folders.get(next).cloned() {
+        next += 1;
+        for entry in fs::read_dir(&folder).with_context(|| format!("read {}", folder.display()))? {
+            let path = entry?.path();
+            if path.is_dir() { folders.push(path) } else { files.push(path) }
+        }
+    }
+    Ok((folders, files))
+}
+
+/// A component is compiled for the first of its pods and taken from the cache by the others, whatever their image is
+/// called; another component has machine code of its own.
+#[tokio::test]
+async fn a_component_is_compiled_once_a_node() -> Result<()> {
+    let site = Site::new().await?;
+    let same = Image::scratch("renamed", &["/other.wasm"]).file("/other.wasm", fs::read(tools::component("triage")?)?);
+    site.node.import(&[same]).await?;
+    let mut inode = None;
+    for image in ["triage", "triage", "renamed"] {
+        let pod = site.node.pod().run().await?;
+        running(&site.host(&pod, image).start().await?).await?;
+        let (folders, files) = contents(&site.node.cache())?;
+        for path in folders.iter().chain(&files) {
+            let metadata = fs::metadata(path)?;
+            assert_eq!(
+                (metadata.uid(), metadata.mode() & 0o022),
+                (0, 0),
+                "{} is root's alone to write",
+                path.display()
+            );
+        }
+        let [file] = &files[..] else { bail!("one component, one file: {files:?}") };
+        assert!(file.extension().is_some_and(|extension| extension == "cwasm"), "{}", file.display());
+        let found = fs::metadata(file)?.ino();
+        assert_eq!(*inode.get_or_insert(found), found, "{image}: compiled again");
+        pod.remove().await?;
+    }
+    let pod = site.node.pod().run().await?;
+    running(&site.host(&pod, "actor").start().await?).await?;
+    assert_eq!(contents(&site.node.cache())?.1.len(), 2);
+    site.finish().await
+}
+
+/// Pods that start together wait for the one that compiles.
+#[tokio::test]
+async fn pods_that_start_together_compile_once() -> Result<()> {
+    let site = Site::new().await?;
+    let start = async || {
+        let pod = site.node.pod().run().await?;
+        running(&site.host(&pod, "actor").start().await?).await
+    };
+    futures::future::try_join_all((0..4).map(|_| start())).await?;
+    let (_, files) = contents(&site.node.cache())?;
+    assert_eq!(files.len(), 1, "{files:?}");
+    site.finish().await
+}
+
+/// Machine code in an image could be anything: it is refused unless the operator trusts the images.
+#[tokio::test]
+async fn machine_code_in_an_image_needs_the_operators_word() -> Result<()> {
+    let site = Site::new().await?;
+    let file = site.node.folder().join("triage.cwasm");
+    let component = tools::component("triage")?;
+    let compile = ["compile", &component.to_string_lossy(), "--output", &file.to_string_lossy()].map(str::to_owned);
+    command::host(&compile).await?.success()?;
+    let image = Image::scratch("compiled", &["/triage.cwasm"]).file("/triage.cwasm", fs::read(&file)?);
+    site.node.import(&[image]).await?;
+
+    let pod = site.node.pod().run().await?;
+    let container = site.host(&pod, "compiled").create().await?;
+    let error = container.start().await.err().context("it starts")?;
+    assert!(error.message().contains("/triage.cwasm") && error.message().contains("AllowCompiled"), "{error}");
+    assert!(!site.node.cache().exists(), "there was nothing to compile");
+    pod.remove().await?;
+
+    let pod = site.node.pod_of("mailroom-compiled").run().await?;
+    running(&site.host(&pod, "compiled").start().await?).await?;
+    let mail = tools::mails()?.first().context("a mail")?.clone();
+    site.bed.jetstream.publish("mail.test", fs::read(mail)?.into()).await?.await?;
+    site.bed.verdicts(1).await?;
+    pod.remove().await?;
+    site.finish().await
+}
+
+/// crun in the place of runc, as `BinaryName` says.
+#[tokio::test]
+async fn crun_makes_the_containers_too() -> Result<()> {
+    let site = Site::new().await?;
+    let pod = site.node.pod_of("mailroom-crun").run().await?;
+    let container = site.host(&pod, "actor").start().await?;
+    let sidecar = pod.container("sidecar").args(["wait"]).start().await?;
+    running(&container).await?;
+    assert_eq!(container.proc_status("CapBnd").await?, "0000000000000000");
+    site.bed.tell(["verdict support"]).await?;
+    site.bed.one_verdict_each(1).await?;
+    assert_eq!(sidecar.exec(&["/sidecar", "exit", "3"]).await?.exit_code, 3);
+    assert_eq!(container.stop(SOON).await?.exit_code, 0);
+    pod.remove().await?;
+    site.finish().await
+}

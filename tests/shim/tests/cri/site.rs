@@ -1,0 +1,51 @@
+//! What most tests stand on: a node, and a provisioned server that its pods reach.
+
+use shim_tests::ContainerBuilder;
+use shim_tests::prelude::*;
+
+/// A node with the images `triage` and `actor`, each no more than a component, and its nats-server.
+pub struct Site {
+    pub node: Node,
+    pub bed: Bed,
+}
+
+impl Site {
+    pub async fn new() -> Result<Self> {
+        Self::with(Settings::default(), &[]).await
+    }
+
+    /// With a server of its own kind and more arguments for `host provision`.
+    pub async fn with(settings: Settings, args: &[&str]) -> Result<Self> {
+        let node = node().await?;
+        let bed = Bed::on(node.nats(settings).await?, args).await?;
+        Ok(Self { node, bed })
+    }
+
+    /// Prepares a container of a component image that takes its mail from the server.
+    pub fn host<'a>(&self, pod: &'a Pod<'a>, image: &str) -> ContainerBuilder<'a> {
+        pod.container(image).env("MAILROOM_SERVER", self.bed.server.url()).env("MAILROOM_LISTEN", "0.0.0.0:9464")
+    }
+
+    /// Removes what pods are left and shows that nothing remains of any.
+    pub async fn finish(self) -> Result<()> {
+        self.node.finish().await
+    }
+}
+
+/// A node with the images `triage` and `actor`, for tests without a server.
+pub async fn node() -> Result<Node> {
+    let node = Node::start().await?;
+    node.import(&[component("triage")?, component("actor")?]).await?;
+    Ok(node)
+}
+
+fn component(name: &str) -> Result<Image> {
+    let file = format!("/{name}.wasm");
+    let component = std::fs::read(tools::component(name)?).with_context(|| format!("read {name}"))?;
+    Ok(Image::scratch(name, &[&file]).file(&file, component))
+}
+
+/// Waits until the host in a container fetches messages.
+pub async fn running(container: &Container<'_>) -> Result<()> {
+    container.wait_for_line(SOON, |line| line.contains("\"running\"")).await.map(drop)
+}
