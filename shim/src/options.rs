@@ -1,10 +1,9 @@
 //! What the operator set for the runtime in containerd's configuration.
 
 use anyhow::{Context as _, Result, bail, ensure};
-use containerd_shim::api::Options as RuncOptions;
+use containerd_shim::protos::protobuf::CodedInputStream;
 use containerd_shim::protos::protobuf::rt::WireType;
 use containerd_shim::protos::protobuf::well_known_types::any::Any;
-use containerd_shim::protos::protobuf::{CodedInputStream, Message as _};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -41,23 +40,13 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Reads what containerd passes on: options of runc's (from `ctr`), or a TOML text or the path of one (from the
-    /// runtime's table in containerd's configuration). Without any, the defaults.
+    /// Reads what containerd passes on: a TOML text or the path of one, from the runtime's table in its configuration or
+    /// from `ctr --runtime-config-path`. Without any, the defaults.
     ///
     /// # Errors
     /// A file that cannot be read, TOML that has other keys or types, options of another kind.
     pub fn from_any(options: Option<&Any>) -> Result<Self> {
         let Some(any) = options.filter(|any| !any.type_url.is_empty()) else { return Ok(Self::default()) };
-        // A type URL is a name, or a name behind the last slash.
-        let name = any.type_url.rsplit('/').next().unwrap_or_default();
-        if name == "containerd.runc.v1.Options" {
-            let runc = RuncOptions::parse_from_bytes(&any.value).context("read the options for runc")?;
-            let mut options = Self { systemd_cgroup: runc.systemd_cgroup, ..Self::default() };
-            if !runc.binary_name.is_empty() {
-                options.binary_name = runc.binary_name;
-            }
-            return options.checked();
-        }
         ensure!(
             any.type_url.contains("runtimeoptions"),
             "runtime options of type {}: it takes TOML, by `ConfigPath` in the runtime's options",
@@ -73,7 +62,7 @@ impl Options {
         } else {
             return Ok(Self::default());
         };
-        toml::from_str::<Self>(&text).with_context(|| place.clone()).and_then(Self::checked).with_context(|| place)
+        toml::from_str::<Self>(&text).map_err(anyhow::Error::from).and_then(Self::checked).context(place)
     }
 
     fn checked(self) -> Result<Self> {
@@ -135,13 +124,9 @@ mod tests {
     }
 
     #[test]
-    fn options_come_as_those_of_runc_as_toml_or_not_at_all() {
+    fn options_come_as_toml_or_not_at_all() {
         assert_eq!(Options::from_any(None).expect("defaults"), Options::default());
-        let runc = RuncOptions { binary_name: "crun".into(), systemd_cgroup: true, ..Default::default() };
-        let runc = any("containerd.runc.v1.Options", &runc.write_to_bytes().expect("bytes"));
         let crun = Options { binary_name: "crun".into(), systemd_cgroup: true, ..Options::default() };
-        assert_eq!(Options::from_any(Some(&runc)).expect("runc's"), crun);
-
         let text = "BinaryName = 'crun'\nSystemdCgroup = true\n";
         let body = [field(1, "io.containerd.mailroom.v1"), field(3, text)].concat();
         assert_eq!(Options::from_any(Some(&any("runtimeoptions.v1.Options", &body))).expect("a body"), crun);
