@@ -9,6 +9,7 @@
 //! | [`streams`] | what is stored: verdicts, dead letters, mail |
 //! | [`ImageLayout`] | a container image on disk, checked |
 //! | [`command`] | one-shot commands with a time limit |
+//! | [`page`] | pages of the documentation, and how what they show is run |
 //! | [`http`] | plain requests to the host's admin endpoint and to `wasmtime serve` |
 //!
 //! Nothing here sleeps for a fixed time: whatever is waited for has a condition and a deadline ([`eventually`]).
@@ -19,6 +20,7 @@ mod host;
 pub mod http;
 mod layout;
 mod nats;
+pub mod page;
 mod process;
 mod raw;
 pub mod streams;

@@ -75,9 +75,8 @@ pub struct ImageArgs {
     executable: Option<PathBuf>,
 
     /// With --format host: the processor to compile for; code for a newer one is refused where it would run
-    /// [default: as host compile]
-    #[arg(long, value_enum, env = "MAILROOM_CPU")]
-    cpu: Option<Cpu>,
+    #[arg(long, value_enum, default_value_t, env = "MAILROOM_CPU")]
+    cpu: Cpu,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -182,9 +181,8 @@ impl ImageArgs {
 
     /// Refuses flags that would have no effect.
     fn check(&self) -> Result<()> {
-        let is_host = self.format == Format::Host;
-        ensure!(is_host || self.executable.is_none(), "--executable goes with --format host only");
-        ensure!(is_host || self.cpu.is_none(), "--cpu goes with --format host only");
+        let takes_executable = self.format == Format::Host;
+        ensure!(takes_executable || self.executable.is_none(), "--executable goes with --format host only");
         if self.format == Format::Artifact {
             for (flag, given) in [
                 ("--arg", !self.args.is_empty()),
@@ -212,7 +210,7 @@ impl ImageArgs {
         let shown = executable.display();
         let bytes = fs::read(&executable).with_context(|| format!("read {shown}"))?;
         let bytes = executable::stripped(bytes).with_context(|| shown.to_string())?;
-        let machine_code = machine_code(component, self.cpu.unwrap_or_default())?;
+        let machine_code = machine_code(component, self.cpu)?;
         executable::try_out(&executable.canonicalize()?, &machine_code)?;
         let path = self.file_name("cwasm")?;
         let entrypoint = ["/host", "run", "--component"].map(String::from).into_iter().chain([format!("/{path}")]);
@@ -223,9 +221,14 @@ impl ImageArgs {
 
     fn image(&self, mut files: Vec<File>, entrypoint: Vec<String>, created: &Created) -> Result<Manifest> {
         if let Some(file) = &self.ca_certificates {
-            let bytes = fs::read(file).with_context(|| format!("read --ca-certificates {}", file.display()))?;
-            let is_pem = bytes.windows(27).any(|line| line == b"-----BEGIN CERTIFICATE-----");
-            ensure!(is_pem, "--ca-certificates {}: no certificate in this file", file.display());
+            let shown = file.display();
+            let bytes = fs::read(file).with_context(|| format!("read --ca-certificates {shown}"))?;
+            let holds = |what: &str| String::from_utf8_lossy(&bytes).contains(what);
+            ensure!(holds("-----BEGIN CERTIFICATE-----"), "--ca-certificates {shown}: no certificate in this file");
+            ensure!(
+                !holds("PRIVATE KEY-----"),
+                "--ca-certificates {shown}: holds a private key, which belongs into no image"
+            );
             files.push(File { path: CA_CERTIFICATES.into(), mode: 0o644, bytes });
         }
         let (layer, diff_id) = layer(&files, created, self.compression == Compression::Gzip)?;

@@ -245,18 +245,20 @@ async fn what_would_not_start_becomes_no_image() -> Result<()> {
 
     let text = crafted::file(folder.path(), "text.wasm", "text")?.display().to_string();
     let missing = folder.path().join("missing").display().to_string();
+    let private = "-----BEGIN CERTIFICATE-----\n-----BEGIN EC PRIVATE KEY-----\n";
+    let private = crafted::file(folder.path(), "private.wasm", private)?.display().to_string();
     for (args, words) in [
         (&["--format", "host", "--executable", &text][..], "no 64-bit executable"),
         (&["--format", "host", "--executable", "/bin/sh"], "linked statically"),
         (&["--format", "host", "--executable", &missing], "No such file"),
         (&["--executable", &text], "--format host only"),
-        (&["--cpu", "native"], "--format host only"),
         (&["--format", "artifact", "--arg", "x"], "--arg: an artifact"),
         (&["--format", "artifact", "--env", "A=b"], "--env: an artifact"),
         (&["--format", "artifact", "--user", "1"], "--user: an artifact"),
         (&["--format", "artifact", "--ca-certificates", &text], "--ca-certificates: an artifact"),
         (&["--ca-certificates", &text], "no certificate in this file"),
         (&["--ca-certificates", &missing], "No such file"),
+        (&["--ca-certificates", &private], "holds a private key"),
     ] {
         let refused = image(&tar, args).await?;
         ensure!(refused.code() == Some(1) && refused.stderr.contains(words), "{args:?}: not {words:?}: {refused:?}");
