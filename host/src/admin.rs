@@ -110,7 +110,7 @@ impl Metrics {
         registry.register(Box::new(build))?;
         gauge("mailroom_slots", "Most instances alive at the same time.")?.set(slots.into());
         Ok(Self {
-            queue_wait: histogram("mailroom_queue_wait_seconds", "From arrival in the host to a free slot.")?,
+            queue_wait: histogram("mailroom_queue_wait_seconds", "From arrival in the host to its first slot.")?,
             instantiate: histogram("mailroom_instantiate_seconds", "Making the instance.")?,
             guest: histogram("mailroom_guest_seconds", "The guest's run, waiting included.")?,
             publish: histogram("mailroom_publish_seconds", "Storing the verdict or dead letter, PubAck included.")?,

@@ -151,20 +151,28 @@ pub(crate) fn is_broken_pipe(err: &anyhow::Error) -> bool {
     err.downcast_ref::<io::Error>().is_some_and(|err| err.kind() == io::ErrorKind::BrokenPipe)
 }
 
+/// A number of things: `1 letter`, `3 letters`.
+pub(crate) fn counted(number: u64, thing: &str) -> String {
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
+}
+
 /// `text` for a terminal: a stranger's mail, and a guest's words about it, must not steer it.
 pub(crate) fn harmless(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
-        match c {
-            // Control characters, and the marks that change the direction of what follows.
-            c if c.is_control() => shown.extend(c.escape_default()),
-            '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
-                shown.extend(c.escape_unicode());
-            }
-            c => shown.push(c),
+        if steers(c) {
+            shown.extend(c.escape_default());
+        } else {
+            shown.push(c);
         }
     }
     shown
+}
+
+/// Whether a terminal acts on it: control characters, and the marks that change the direction of what follows.
+pub(crate) fn steers(c: char) -> bool {
+    let mark = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    mark || c.is_control()
 }
 
 #[cfg(test)]

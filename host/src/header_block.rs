@@ -65,3 +65,27 @@ pub fn block_of(headers: &HeaderMap) -> Vec<u8> {
     block.extend_from_slice(b"\r\n");
     block
 }
+
+/// How long the block of these headers is.
+pub fn block_bytes(headers: &HeaderMap) -> usize {
+    let lines = headers.iter().flat_map(|(name, values)| {
+        let name: &str = name.as_ref();
+        values.iter().map(|value| name.len() + value.as_str().len() + ": \r\n".len())
+    });
+    "NATS/1.0\r\n\r\n".len() + lines.sum::<usize>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_is_as_long_as_it_is_said_to_be() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [("A", "1"), ("A", ""), ("Bcd", "é")] {
+            assert_eq!(block_bytes(&headers), block_of(&headers).len());
+            headers.append(name, value);
+        }
+        assert_eq!(block_bytes(&headers), block_of(&headers).len());
+    }
+}

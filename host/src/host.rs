@@ -5,6 +5,7 @@
 //! computes runs to its end without a task switch, and one that waits lets the others go on.
 
 use crate::admin::{Condition, Health, Metrics, Stage, Stages};
+use crate::cli::counted;
 use crate::identity::{Identity, Losses};
 use crate::interface::{Message, Verdict};
 use crate::lane::SlowLane;
@@ -170,23 +171,25 @@ pub async fn connect_patiently(
 }
 
 impl Host {
-    /// Runs one shard on the calling thread, until [`Stop`] or an error that repeating does not mend.
+    /// Runs one shard on the calling thread, until [`Stop`] or an error that repeating does not mend. Gives the number
+    /// of messages that were not done in time at the stop.
     ///
     /// # Errors
     /// The server refuses the credentials.
-    pub fn run_shard(self, number: usize) -> Result<()> {
+    pub fn run_shard(self, number: usize) -> Result<usize> {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a shard's runtime")?;
         runtime.block_on(async {
             let connected = self.health.condition(&format!("shard {number}: no connection to NATS"));
             let found = self.health.condition(&format!("shard {number}: no consumer to pull from"));
-            let storing = self.health.condition(&format!("shard {number}: verdicts cannot be stored"));
+            let verdicts = Store::new("verdicts", number, &self.health);
+            let dead_letters = Store::new("dead letters", number, &self.health);
             let losses = Arc::new(Losses::with_alarm(self.alarm.clone()));
             let name = format!("mailroom shard {number}");
             let connect = || connect_patiently(&self.nats, &name, losses.clone(), connected.clone(), &self.stop.drain);
-            let Some(mut client) = connect().await? else { return Ok(()) };
-            storing.set(true);
+            let Some(mut client) = connect().await? else { return Ok(0) };
             let mut wait = BACK_OFF.0;
+            let mut before = None;
             while !self.stop.drain.is_cancelled() {
                 if is_broken_off(&client) {
                     connected.set(false);
@@ -215,7 +218,10 @@ impl Host {
                 let made = consumer.info.created.unix_timestamp_nanos();
                 wait = BACK_OFF.0;
                 found.set(true);
-                Shard {
+                if let Some(Served { gone, .. }) = before {
+                    tracing::info!("shard {number}: fetching goes on; {} returned as gone", counted(gone, "message"));
+                }
+                let served = Shard {
                     guest: &self.guest,
                     sink: Sink::new(jetstream.clone(), self.names.clone(), self.guest.digest().to_string()),
                     client: client.clone(),
@@ -230,13 +236,18 @@ impl Host {
                     lane: SlowLane::new(number, self.slots),
                     stages: Stages::new(&self.metrics),
                     held: RefCell::default(),
-                    failing: Cell::new(0),
-                    storing: &storing,
+                    verdicts: &verdicts,
+                    dead_letters: &dead_letters,
+                    gone: Cell::new(0),
                     half_ack_wait: consumer.info.config.ack_wait / 2,
                     half_window: consumer.duplicate_window / 2,
                 }
                 .serve(source)
                 .await;
+                before = Some(served);
+                if self.stop.drain.is_cancelled() {
+                    break;
+                }
                 found.set(false);
                 // Whatever kept the shard from fetching may still do so, though the consumer is there.
                 select! {
@@ -246,7 +257,7 @@ impl Host {
             }
             // Acknowledgements are only queued until the connection has written them.
             let _ = tokio::time::timeout(REQUEST_TIMEOUT, client.flush()).await;
-            Ok(())
+            Ok(before.map_or(0, |served| served.not_done))
         })
     }
 }
@@ -272,11 +283,38 @@ struct Shard<'a> {
     stages: Stages,
     /// The messages that the shard holds; the server has to hear of each before `ack_wait` is over.
     held: RefCell<Slab<Held>>,
-    /// Results that could not be stored and are tried again; nothing is fetched meanwhile.
-    failing: Cell<usize>,
-    storing: &'a Condition,
+    verdicts: &'a Store,
+    dead_letters: &'a Store,
+    /// Messages that could not be settled since their consumer was gone.
+    gone: Cell<u64>,
     half_ack_wait: Duration,
     half_window: Duration,
+}
+
+/// Where results of one kind go, as far as a shard knows.
+struct Store {
+    what: &'static str,
+    works: Condition,
+    /// Results that could not be stored and are tried again; nothing is fetched meanwhile.
+    failing: Cell<usize>,
+}
+
+impl Store {
+    /// One that is taken to work until it fails.
+    fn new(what: &'static str, shard: usize, health: &Health) -> Self {
+        let works = health.condition(&format!("shard {shard}: {what} cannot be stored"));
+        works.set(true);
+        Self { what, works, failing: Cell::new(0) }
+    }
+}
+
+/// What is left when a shard has served a consumer to its own end or to the consumer's.
+#[derive(Default)]
+struct Served {
+    /// Messages that could not be settled since their consumer was gone.
+    gone: u64,
+    /// Messages handed back at the end of the grace period.
+    not_done: usize,
 }
 
 struct Held {
@@ -287,12 +325,12 @@ struct Held {
 
 impl Shard<'_> {
     /// Fetches and settles messages until the host stops, the consumer is gone or the client breaks off.
-    async fn serve(&self, mut source: Source) {
+    async fn serve(&self, mut source: Source) -> Served {
         let mut running = FuturesUnordered::new();
         let mut beat = interval(BEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         'fetch: loop {
-            let mut room = if self.failing.get() > 0 { 0 } else { self.max_in_flight.saturating_sub(running.len()) };
+            let mut room = if self.is_failing() { 0 } else { self.max_in_flight.saturating_sub(running.len()) };
             if self.alarm.is_raised() {
                 room = room.min(1);
             }
@@ -304,7 +342,10 @@ impl Shard<'_> {
                 Some(()) = running.next() => {}
                 event = self.next(&mut source, room) => {
                     // The client broke off: nothing that runs can be stored or acknowledged.
-                    let Ok(event) = event else { return self.stages.flush(0, 0, 0) };
+                    let Ok(event) = event else {
+                        self.stages.flush(0, 0, 0);
+                        return Served::default();
+                    };
                     let mut event = Some(event);
                     while let Some(some) = event {
                         match some {
@@ -344,9 +385,7 @@ impl Shard<'_> {
         // What still runs is on the list; its guards find nothing left to take off it.
         let left: Vec<Held> = self.held.borrow_mut().drain().collect();
         drop(running);
-        if !left.is_empty() {
-            tracing::warn!("{} messages were not done in time and will be delivered again", left.len());
-        }
+        let not_done = left.len();
         let hand_back = async {
             for held in left {
                 if self.identity.holds().await {
@@ -357,6 +396,7 @@ impl Shard<'_> {
         };
         let _ = tokio::time::timeout(REQUEST_TIMEOUT, hand_back).await;
         self.stages.flush(0, 0, 0);
+        Served { gone: self.gone.get(), not_done }
     }
 
     /// The next event, of the same consumer as all before.
@@ -413,9 +453,10 @@ impl Shard<'_> {
         let started = Instant::now();
         match settlement {
             Settlement::Verdict(verdict) => {
-                let stored = match self.persist("store a verdict", || self.store(&delivery, &verdict)).await {
+                let attempt = || self.store(&delivery, &verdict);
+                let stored = match self.persist(self.verdicts, "store a verdict", attempt).await {
                     Ok(stored) => stored,
-                    Err(err) => return self.unstorable(&delivery, &err).await,
+                    Err(err) => return self.unstorable(&delivery, "verdict", &err).await,
                 };
                 self.stages.observe(Stage::Publish, started.elapsed());
                 let outcome = if stored == Stored::Now { "verdict" } else { "duplicate" };
@@ -427,9 +468,10 @@ impl Shard<'_> {
                 self.acknowledge(&delivery, AckKind::Nak(Some(wait)), "retry", reason.name()).await;
             }
             Settlement::Dead(reason, detail) => {
-                match self.persist("store a dead letter", || self.sink.dead(&delivery, reason, &detail)).await {
+                let attempt = || self.sink.dead(&delivery, reason, &detail);
+                match self.persist(self.dead_letters, "store a dead letter", attempt).await {
                     Ok(_) => self.stages.observe(Stage::Publish, started.elapsed()),
-                    Err(err) => return self.unstorable(&delivery, &err).await,
+                    Err(err) => return self.unstorable(&delivery, "dead letter", &err).await,
                 }
                 let id = &delivery.message.id;
                 tracing::debug!(id, delivery = delivery.count, "dead letter: {}: {detail}", reason.name());
@@ -441,6 +483,7 @@ impl Shard<'_> {
     /// Runs the guest on the message in a free slot. Nothing, if the host stops before it could begin.
     async fn run(&self, delivery: &Delivery) -> Option<Settlement> {
         let slot = self.slot(delivery).await?;
+        self.stages.observe(Stage::QueueWait, delivery.arrived.elapsed());
         let mut call = self.guest.triage(delivery.message.clone());
         let run = match call.turn().await {
             Some(run) => run,
@@ -469,7 +512,6 @@ impl Shard<'_> {
             self.hand_back(delivery).await;
             return None;
         }
-        self.stages.observe(Stage::QueueWait, delivery.arrived.elapsed());
         Some(slot)
     }
 
@@ -485,12 +527,13 @@ impl Shard<'_> {
 
     async fn has_verdict(&self, message: &Message) -> bool {
         // A look-up is repeated until it succeeds; only storing can fail for good.
-        self.persist("look for a verdict", || self.sink.has_verdict(&message.id)).await.unwrap_or(false)
+        let attempt = || self.sink.has_verdict(&message.id);
+        self.persist(self.verdicts, "look for a verdict", attempt).await.unwrap_or(false)
     }
 
     /// Repeats `attempt` as long as the stream is unavailable. Meanwhile the shard fetches nothing and is not ready:
     /// it is not the message's fault, and the next message would fare no better.
-    async fn persist<T, F>(&self, what: &str, attempt: impl Fn() -> F) -> Result<T, StoreError>
+    async fn persist<T, F>(&self, store: &Store, what: &str, attempt: impl Fn() -> F) -> Result<T, StoreError>
     where
         F: Future<Output = Result<T, StoreError>>,
     {
@@ -500,13 +543,14 @@ impl Shard<'_> {
             match attempt().await {
                 Err(StoreError::Unavailable(reason)) => {
                     self.stages.shared().store_failures.inc();
-                    failing.get_or_insert_with(|| Failing::new(self, what, &reason));
+                    failing.get_or_insert_with(|| Failing::new(store, what, &reason));
                     sleep(wait).await;
                     wait = (wait * 2).min(BACK_OFF.1);
                 }
                 done => {
-                    if let Some(failing) = failing {
-                        failing.mended();
+                    if failing.is_some_and(Failing::mended) {
+                        let goes_on = if self.is_failing() { "" } else { "; fetching goes on" };
+                        tracing::info!("{} can be stored again{goes_on}", store.what);
                     }
                     return done;
                 }
@@ -515,9 +559,9 @@ impl Shard<'_> {
     }
 
     /// The message's result is too large for the server: it stays in the stream, and an operator has to act.
-    async fn unstorable(&self, delivery: &Delivery, err: &StoreError) {
+    async fn unstorable(&self, delivery: &Delivery, what: &str, err: &StoreError) {
         let id = &delivery.message.id;
-        tracing::error!(id, "the result is {err}; the message stays in its stream");
+        tracing::error!(id, "the {what} is {err}; the message stays in its stream");
         self.acknowledge(delivery, AckKind::Nak(Some(self.policy.retry_max)), "retry", "too-large").await;
     }
 
@@ -530,6 +574,7 @@ impl Shard<'_> {
     async fn acknowledge(&self, delivery: &Delivery, kind: AckKind, outcome: &'static str, reason: &'static str) {
         let started = Instant::now();
         if !self.identity.holds().await {
+            self.gone.set(self.gone.get() + 1);
             return self.stages.settled("returned", "gone");
         }
         if let Err(err) = delivery.acknowledge(&self.client, kind).await {
@@ -539,6 +584,11 @@ impl Shard<'_> {
         self.stages.observe(Stage::Ack, started.elapsed());
         self.stages.observe(Stage::EndToEnd, delivery.age + delivery.arrived.elapsed());
         self.stages.settled(outcome, reason);
+    }
+
+    /// Whether results of any kind cannot be stored now.
+    fn is_failing(&self) -> bool {
+        self.verdicts.failing.get() + self.dead_letters.failing.get() > 0
     }
 
     fn hold(&self, delivery: &Delivery) -> HoldGuard<'_> {
@@ -590,21 +640,20 @@ impl Drop for HoldGuard<'_> {
 }
 
 /// Counts one message whose result cannot be stored, from the first failure to the end of trying.
-struct Failing<'a>(&'a Shard<'a>);
+struct Failing<'a>(&'a Store);
 
 impl<'a> Failing<'a> {
-    fn new(shard: &'a Shard<'_>, what: &str, reason: &str) -> Self {
-        shard.failing.set(shard.failing.get() + 1);
-        if shard.storing.set(false) {
+    fn new(store: &'a Store, what: &str, reason: &str) -> Self {
+        store.failing.set(store.failing.get() + 1);
+        if store.works.set(false) {
             tracing::error!("cannot {what}: {reason}; trying again, and fetching nothing until it succeeds");
         }
-        Self(shard)
+        Self(store)
     }
 
-    fn mended(self) {
-        if self.0.failing.get() == 1 && self.0.storing.set(true) {
-            tracing::info!("results can be stored again; fetching goes on");
-        }
+    /// Whether it was the last, so that storing works again.
+    fn mended(self) -> bool {
+        self.0.failing.get() == 1 && self.0.works.set(true)
     }
 }
 

@@ -4,7 +4,7 @@
 use crate::header_block;
 use crate::names::Names;
 use crate::source::{Delivery, sorted};
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use async_nats::HeaderMap;
 use async_nats::header::{HeaderName, HeaderValue};
 use bytes::Bytes;
@@ -91,7 +91,11 @@ pub fn recognize(delivery: &mut Delivery, names: &Names) {
         return;
     }
     let headers = delivery.headers.take().unwrap_or_default();
-    match first_delivery(&headers, names) {
+    let first = match subject {
+        "" => Err(anyhow!("no subject follows {}", delivery.message.subject)),
+        _ => first_delivery(&headers, names),
+    };
+    match first {
         Ok((id, time)) => {
             let raw_headers = headers.get(RAW_HEADERS).cloned();
             let subject = subject.to_owned();

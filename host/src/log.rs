@@ -1,10 +1,15 @@
 //! The log: text on a terminal, JSON otherwise, written by a thread of its own so that a slow reader of standard
 //! error never stalls the loop.
 
+use crate::cli::{harmless, steers};
 use anyhow::{Result, anyhow};
-use std::io::IsTerminal;
+use std::fmt;
+use std::io::{self, IsTerminal, Write};
+use tracing::field::Field;
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::MakeExt as _;
+use tracing_subscriber::fmt::format::{Writer, debug_fn};
 
 /// Lines kept for a slow reader; beyond them lines are dropped, never messages delayed.
 const BUFFERED_LINES: usize = 64 << 10;
@@ -41,22 +46,70 @@ impl LogArgs {
         // The client library tells of every connection at level info, and so does the host, in its own words.
         let filter = format!("async_nats=warn,{}", self.log);
         let filter = EnvFilter::try_new(filter).map_err(|err| anyhow!("--log {:?}: {err}", self.log))?;
-        let terminal = std::io::stderr().is_terminal();
+        let terminal = io::stderr().is_terminal();
         let json = match self.log_format {
             LogFormat::Auto => !terminal,
             LogFormat::Text => false,
             LogFormat::Json => true,
         };
-        let (writer, guard) = NonBlockingBuilder::default()
-            .buffered_lines_limit(BUFFERED_LINES)
-            .thread_name("log")
-            .finish(std::io::stderr());
-        let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_target(false);
+        let (writer, guard) =
+            NonBlockingBuilder::default().buffered_lines_limit(BUFFERED_LINES).thread_name("log").finish(io::stderr());
+        let log = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
         if json {
-            log.json().flatten_event(true).with_target(true).init();
+            let writer = move || Json(writer.clone());
+            log.json().flatten_event(true).with_target(true).with_writer(writer).init();
         } else {
-            log.with_ansi(terminal).init();
+            log.with_writer(writer).with_ansi(terminal).fmt_fields(debug_fn(write_field).delimited(" ")).init();
         }
         Ok(guard)
+    }
+}
+
+/// Escapes what a terminal would act on and JSON takes as it is, for logs that are read on one.
+struct Json<W>(W);
+
+impl<W: Write> Write for Json<W> {
+    /// Takes whole lines.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if line.is_ascii() {
+            return self.0.write(line);
+        }
+        let mut text = String::with_capacity(line.len());
+        for c in String::from_utf8_lossy(line).chars() {
+            if steers(c) && !c.is_ascii() {
+                text += &format!("\\u{:04x}", u32::from(c));
+            } else {
+                text.push(c);
+            }
+        }
+        self.0.write_all(text.as_bytes())?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+/// Writes a field of a line of text. What guests and servers say must not steer a terminal.
+fn write_field(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt::Result {
+    match field.name() {
+        "message" => write!(writer, "{}", harmless(&format!("{value:?}"))),
+        name => write!(writer, "{name}={}", harmless(&format!("{value:?}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_cannot_steer_a_terminal_and_says_the_same() {
+        let said = "a\tb é \u{1b}[2J \u{9b}2J \u{202e}c";
+        let mut json = Json(Vec::new());
+        writeln!(json, "{}", serde_json::json!({ "message": said })).expect("written");
+        let line = String::from_utf8(json.0).expect("text");
+        assert!(line.trim_end().chars().all(|c| !steers(c)) && line.contains('é'), "{line}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&line).expect("JSON")["message"], said);
     }
 }

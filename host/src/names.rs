@@ -157,10 +157,11 @@ impl Names {
     }
 
     /// The consumer that shall run a message again and the message's own subject, if `subject` is one of
-    /// [`Names::replay_subject`].
+    /// [`Names::replay_wildcard`]. The message's own is empty where nothing follows the consumer.
     pub fn replayed<'a>(&self, subject: &'a str) -> Option<(&'a str, &'a str)> {
         let rest = subject.strip_prefix(&self.replay_prefix)?.strip_prefix('.')?;
-        rest.strip_prefix(&self.stream)?.strip_prefix('.')?.split_once('.')
+        let rest = rest.strip_prefix(&self.stream)?.strip_prefix('.')?;
+        Some(rest.split_once('.').unwrap_or((rest, "")))
     }
 }
 
@@ -254,9 +255,8 @@ mod tests {
         assert_eq!(names.dead_wildcard(), "dead.>");
         assert_eq!(names.replay_wildcard(), "replay.IN.>");
         assert_eq!(names.replayed(&names.replay_subject("mail.a.b")), Some(("triage", "mail.a.b")));
-        for subject in
-            ["mail.a", "replay.MAIL.triage.a", "replay.INN.triage.a", "replay.IN.triage", "replayIN.triage.a"]
-        {
+        assert_eq!(names.replayed("replay.IN.triage"), Some(("triage", "")));
+        for subject in ["mail.a", "replay.MAIL.triage.a", "replay.INN.triage.a", "replay.IN", "replayIN.triage.a"] {
             assert_eq!(names.replayed(subject), None, "{subject}");
         }
     }

@@ -120,7 +120,7 @@ pub enum Fault {
 
 impl Fault {
     /// The fault's name in headers and metrics.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Trap => "trap",
             Self::Deadline => "deadline",
@@ -397,10 +397,10 @@ fn demangled(name: &str) -> String {
     rustc_demangle::try_demangle(name).map_or_else(|_| name.to_string(), |name| format!("{name:#}"))
 }
 
-/// Drives `call`, unless it still waits when `deadline` has passed since `started`.
+/// Drives `call`, unless it still waits for the host when `deadline` has passed since `started`.
 ///
-/// A guest that computes is interrupted by its epoch; this is for one that waits on the host. The timer is only
-/// made at the first wait, so a guest that never waits costs none.
+/// A guest that computes, or waits for its next turn to compute, is left to its epoch, which interrupts it then and
+/// knows where it was. The timer is only made at the first wait, so a guest that never waits costs none.
 async fn within<T>(deadline: Duration, started: Instant, call: impl Future<Output = T>) -> Option<T> {
     let mut call = pin!(call);
     let mut timer = pin!(None);
@@ -409,8 +409,11 @@ async fn within<T>(deadline: Duration, started: Instant, call: impl Future<Outpu
         if let Poll::Ready(value) = call.as_mut().poll(context) {
             return Poll::Ready(Some(value));
         }
+        if Turn::is_over() {
+            return Poll::Pending;
+        }
         if timer.is_none() {
-            // One tick of grace: the epoch's interruption knows where the guest was.
+            // Two ticks of grace, for a guest that computes again by then.
             let at = started + deadline + 2 * EPOCH_TICK;
             timer.set(Some(tokio::time::sleep_until(at.into())));
         }
@@ -499,5 +502,28 @@ struct Running<'a>(&'a ClockShared);
 impl Drop for Running<'_> {
     fn drop(&mut self) {
         self.0.running.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// However late it is, a guest whose turn is over has not waited for the host; one that waits is given up.
+    #[test]
+    fn only_a_guest_that_waits_for_the_host_is_given_up() {
+        let driven = |end_of_poll: Turn| {
+            let mut polls = 0;
+            let call = poll_fn(move |context| {
+                polls += 1;
+                CURRENT.set(end_of_poll);
+                context.waker().wake_by_ref();
+                if polls < 10 { Poll::Pending } else { Poll::Ready(()) }
+            });
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+            runtime.block_on(within(Duration::ZERO, Instant::now() - Duration::from_secs(1), call))
+        };
+        assert_eq!(driven(Turn::Over), Some(()));
+        assert_eq!(driven(Turn::Fresh), None);
     }
 }

@@ -3,18 +3,21 @@
 //! Settings are compared and changed as the JSON that the server speaks, one by one, so that a setting this program
 //! has never heard of survives an update.
 
-use crate::names::{NameArgs, Names, check_name, check_pattern, overlap};
+use crate::cli::counted;
+use crate::names::{NameArgs, Names, check_name, check_pattern, covers, overlap};
 use crate::nats::{NatsArgs, check_jetstream, warn_if_refused};
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use async_nats::jetstream::response::Response;
 use async_nats::jetstream::stream::{DiscardPolicy, RetentionPolicy};
 use async_nats::jetstream::{Context, ErrorCode, consumer, stream};
-use clap::ValueEnum;
-use serde::Serialize;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, ValueEnum};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
 use std::fmt::{self, Write as _};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// How long the server may take to answer one request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -25,10 +28,11 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 Examples:
   host provision                        create what is missing, with the defaults
   host provision --check                change nothing; exit code 1 if not all is as wanted
-  host provision --update --ack-wait 1m bring what exists to these settings
+  host provision --update --ack-wait 1m change this setting of what exists, and no other
   host provision --stream ORDERS --subjects 'orders.>' --consumer triage-eu
 
-Existing streams keep settings that are not listed here. Without --update a difference is shown and left alone.")]
+What exists keeps every setting that no flag or variable is given for; the defaults are for what is created. Without
+--update a difference is shown and left alone.")]
 pub struct ProvisionArgs {
     #[command(flatten)]
     nats: NatsArgs,
@@ -43,9 +47,13 @@ pub struct ProvisionArgs {
     #[arg(long, env = "MAILROOM_CHECK", value_parser = clap::builder::BoolishValueParser::new(), conflicts_with = "update", help_heading = "Mode")]
     check: bool,
 
-    /// Bring what exists and differs to these settings
+    /// Bring what exists and differs to the settings that are given
     #[arg(long, env = "MAILROOM_UPDATE", value_parser = clap::builder::BoolishValueParser::new(), help_heading = "Mode")]
     update: bool,
+
+    /// With --update: make a stream smaller though the server deletes messages then, verdicts or dead letters
+    #[arg(long, env = "MAILROOM_ALLOW_LOSS", value_parser = clap::builder::BoolishValueParser::new(), help_heading = "Mode")]
+    allow_loss: bool,
 
     /// Print the report as JSON
     #[arg(long, env = "MAILROOM_JSON", value_parser = clap::builder::BoolishValueParser::new(), help_heading = "Mode")]
@@ -55,11 +63,15 @@ pub struct ProvisionArgs {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Settings")]
 struct LayoutArgs {
+    // First, since reading the others takes them away.
+    #[command(flatten)]
+    given: Given,
+
     /// Subjects that the stream takes; separate several with commas or repeat the flag
     #[arg(long, value_name = "SUBJECT", env = "MAILROOM_SUBJECTS", value_delimiter = ',', default_value = "mail.>")]
     subjects: Vec<String>,
 
-    /// Give the consumer only the messages on this subject [default: all of the stream]
+    /// Give the consumer only the messages on this subject; `>` for all [default: all of the stream]
     #[arg(long, value_name = "SUBJECT", env = "MAILROOM_FILTER")]
     filter: Option<String>,
 
@@ -185,6 +197,43 @@ struct LayoutArgs {
     replicas: u8,
 }
 
+/// Which arguments were given, on the command line or in the environment: the others have their defaults.
+#[derive(Debug, Clone, Default)]
+pub struct Given(BTreeSet<String>);
+
+impl Given {
+    fn has(&self, argument: &str) -> bool {
+        self.0.contains(argument)
+    }
+}
+
+impl clap::FromArgMatches for Given {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut given = Self::default();
+        given.update_from_arg_matches(matches)?;
+        Ok(given)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        let is_given = |id: &&clap::Id| {
+            matches.value_source(id.as_str()).is_some_and(|source| source != ValueSource::DefaultValue)
+        };
+        self.0 = matches.ids().filter(is_given).map(ToString::to_string).collect();
+        Ok(())
+    }
+}
+
+/// It has no arguments of its own.
+impl clap::Args for Given {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        command
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        command
+    }
+}
+
 /// Where the server keeps a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -200,6 +249,8 @@ pub enum Storage {
 pub struct Layout {
     /// What everything is called.
     pub names: Names,
+    /// Which of the settings are wanted of what exists, too; the others are for what is created.
+    pub given: Given,
     /// Subjects of the message stream.
     pub subjects: Vec<String>,
     /// The consumer's filter; `None` for all of the stream.
@@ -234,6 +285,7 @@ impl Layout {
         const DAY: Duration = Duration::from_secs(24 * 60 * 60);
         Self {
             names,
+            given: Given::default(),
             subjects: vec!["mail.>".into()],
             filter: None,
             bucket: Some("triage".into()),
@@ -250,7 +302,8 @@ impl Layout {
         }
     }
 
-    /// Checks the settings against each other; asks no server.
+    /// Checks the settings that are given, and against each other; asks no server. Those that are not given may be
+    /// others on the server.
     ///
     /// # Errors
     /// Settings that could lose a message or give it two verdicts, and ones the server would not take; each names
@@ -276,11 +329,6 @@ impl Layout {
         }
         if let Some(filter) = &self.filter {
             check_pattern("--filter", filter)?;
-            ensure!(
-                self.subjects.iter().any(|subject| overlap(subject, filter)),
-                "--filter {filter} matches none of --subjects {}; the consumer would get nothing",
-                self.subjects.join(",")
-            );
         }
         if let Some(bucket) = &self.bucket {
             check_name("--bucket", bucket)?;
@@ -291,38 +339,26 @@ impl Layout {
         }
         let show = humantime::format_duration;
         ensure!(
-            self.ack_wait > self.deadline,
+            !self.given.has("ack_wait") || self.ack_wait > self.deadline,
             "--ack-wait {} must be longer than --deadline {}: the server would deliver messages again that are still \
              being worked on",
             show(self.ack_wait),
             show(self.deadline)
         );
         ensure!(
-            self.verdict_max_age.is_zero()
-                || (!self.mail_max_age.is_zero() && self.verdict_max_age >= self.mail_max_age),
-            "--verdict-max-age {} must be at least --mail-max-age {}: a message delivered again after its verdict is \
-             gone would get a second one",
-            show_age(self.verdict_max_age),
-            show_age(self.mail_max_age)
-        );
-        ensure!(
             self.duplicate_window >= Duration::from_millis(100),
             "--duplicate-window {} is too short; at least 100ms",
             show(self.duplicate_window)
         );
-        for (flag, age) in [
-            ("--mail-max-age", self.mail_max_age),
-            ("--verdict-max-age", self.verdict_max_age),
-            ("--dead-max-age", self.dead_max_age),
-        ] {
-            ensure!(
-                age.is_zero() || age >= self.duplicate_window,
-                "{flag} {} must be at least --duplicate-window {}",
-                show(age),
-                show(self.duplicate_window)
-            );
-        }
         Ok(())
+    }
+}
+
+impl Layout {
+    /// A setting that a flag gives.
+    fn setting(&self, name: &'static str, flag: &'static str, value: Value) -> Setting {
+        let lasting = self.given.has(&flag.trim_start_matches('-').replace('-', "_"));
+        Setting { name, value, flag, lasting }
     }
 }
 
@@ -330,8 +366,9 @@ impl LayoutArgs {
     fn resolve(self, names: Names) -> Result<Layout> {
         let layout = Layout {
             names,
+            given: self.given,
             subjects: self.subjects,
-            filter: self.filter,
+            filter: self.filter.filter(|filter| filter != ">"),
             bucket: (!self.no_bucket).then_some(self.bucket),
             ack_wait: self.ack_wait,
             deadline: self.deadline,
@@ -358,9 +395,9 @@ impl ProvisionArgs {
     pub async fn execute(self) -> Result<ExitCode> {
         let layout = self.layout.resolve(self.names.resolve()?)?;
         let nats = self.nats.resolve()?;
-        let mode = match (self.check, self.update) {
-            (true, _) => Mode::Check,
-            (_, true) => Mode::Update,
+        let mode = match (self.check, self.update, self.allow_loss) {
+            (true, _, _) => Mode::Check,
+            (_, true, allow_loss) => Mode::Update { allow_loss },
             _ => Mode::Create,
         };
         let client = nats.connect("mailroom provision", warn_if_refused()).await?;
@@ -380,8 +417,8 @@ impl ProvisionArgs {
 pub enum Mode {
     /// Create what is missing, leave what differs.
     Create,
-    /// Create what is missing, change what differs.
-    Update,
+    /// Create what is missing, change what differs; make a stream too small for what it holds only if that is allowed.
+    Update { allow_loss: bool },
     /// Only look.
     Check,
 }
@@ -474,7 +511,7 @@ impl fmt::Display for Report {
         }
         let has = |state| self.things.iter().any(|thing| thing.state == state);
         if has(State::Differs) {
-            writeln!(f, "\nWhat differs was left alone; `host provision --update` changes it.")?;
+            writeln!(f, "\nWhat differs was left alone; the same with --update changes it.")?;
         }
         if has(State::Missing) {
             writeln!(f, "\nNothing was created; `host provision` without --check does that.")?;
@@ -485,51 +522,63 @@ impl fmt::Display for Report {
 
 /// Creates, updates or checks everything in `layout`.
 ///
-/// Doing it twice changes nothing the second time. Nothing is ever deleted.
+/// Doing it twice changes nothing the second time. No stream is ever deleted, nor a message unless that is allowed.
 ///
 /// # Errors
-/// Settings that contradict each other, no JetStream, whatever the server refuses. What was done before stays; run
-/// it again. Existing settings that are unsafe are no error here but in the report.
+/// Settings that contradict each other, what would become unsafe or lose messages, no JetStream, whatever the server
+/// refuses. What was done before stays; run it again. Existing settings that are unsafe are no error here but in the
+/// report.
 pub async fn provision(jetstream: &Context, layout: &Layout, mode: Mode) -> Result<Report> {
     layout.check()?;
     check_jetstream(jetstream).await?;
-    let names = &layout.names;
-    let [mail_max_bytes, verdict_max_bytes, dead_max_bytes, bucket_max_bytes] = layout.max_bytes;
-    let verdict_subjects = [names.verdict_wildcard()];
-    let dead_subjects = [names.dead_wildcard()];
-    let mut report = Report { things: Vec::new(), unsafe_settings: Vec::new() };
-
-    let mail_subjects = [&layout.subjects[..], &[names.replay_wildcard()]].concat();
-    let mail = Wanted::stream(&names.stream, &mail_subjects, layout.mail_max_age, mail_max_bytes, layout);
-    let mail = mail.bring_about(jetstream, mode, &mut report).await?;
     // An older server ignores a list of filters, and such a consumer would get all of the stream.
     let many_filters = jetstream.client().is_server_compatible(2, 10, 0);
-    let consumer = Wanted::consumer(layout, many_filters);
-    let consumer = if mail.is_some() {
-        consumer.bring_about(jetstream, mode, &mut report).await?
-    } else {
-        report.things.push(consumer.thing(State::Missing));
-        None
-    };
-    let verdicts =
-        Wanted::stream(&names.verdict_stream, &verdict_subjects, layout.verdict_max_age, verdict_max_bytes, layout);
-    let verdicts = verdicts.bring_about(jetstream, mode, &mut report).await?;
-    let dead = Wanted::stream(&names.dead_stream, &dead_subjects, layout.dead_max_age, dead_max_bytes, layout);
-    dead.bring_about(jetstream, mode, &mut report).await?;
-    if let Some(bucket) = &layout.bucket {
-        Wanted::bucket(bucket, bucket_max_bytes, layout).bring_about(jetstream, mode, &mut report).await?;
+    let mut plans = Vec::new();
+    for wanted in Wanted::all(layout, many_filters) {
+        let found = wanted.find(jetstream).await.with_context(|| format!("look for {}", wanted.what()))?;
+        plans.push(wanted.plan(found, mode));
     }
-
-    if let (Some(mail), Some(consumer), Some(verdicts)) = (mail, consumer, verdicts) {
-        let config = "read the server's answer";
-        report.unsafe_settings = unsafe_settings(
-            &serde_json::from_value(mail).context(config)?,
-            &serde_json::from_value(consumer).context(config)?,
-            &serde_json::from_value(verdicts).context(config)?,
-            layout.deadline,
-        );
+    if plans.iter().any(|plan| plan.action != Action::None) {
+        let wrong = unsafe_plan(&plans, layout)?;
+        ensure!(wrong.is_empty(), "nothing was changed, since this would be unsafe: {}", wrong.join("; "));
+        for plan in &plans {
+            plan.check(mode)?;
+        }
     }
+    let mut report = Report { things: Vec::new(), unsafe_settings: Vec::new() };
+    for plan in &mut plans {
+        report.things.push(plan.carry_out(jetstream).await?);
+    }
+    report.unsafe_settings = unsafe_plan(&plans, layout)?;
     Ok(report)
+}
+
+/// What keeps a host from working safely with this, if all is there that it takes.
+fn unsafe_plan(plans: &[Plan], layout: &Layout) -> Result<Vec<String>> {
+    // In the order of `Wanted::all`.
+    let [mail, consumer, verdicts, ..] = plans else { return Ok(Vec::new()) };
+    let config = |plan: &Plan| plan.config.clone().map(Value::Object);
+    let (Some(mail), Some(consumer), Some(verdicts)) = (config(mail), config(consumer), config(verdicts)) else {
+        return Ok(Vec::new());
+    };
+    let read = "read the server's answer";
+    let mail: stream::Config = serde_json::from_value(mail).context(read)?;
+    let mut wrong = unsafe_settings(
+        &mail,
+        &serde_json::from_value(consumer).context(read)?,
+        &serde_json::from_value(verdicts).context(read)?,
+        layout.deadline,
+    );
+    if let Some(filter) = &layout.filter
+        && !mail.subjects.iter().any(|subject| overlap(subject, filter))
+    {
+        wrong.push(format!(
+            "--filter {filter} matches none of the subjects {} of stream {}; the consumer would get nothing",
+            mail.subjects.join(", "),
+            mail.name
+        ));
+    }
+    Ok(wrong)
 }
 
 /// What keeps a host from working safely with these: each entry names the thing, the setting and the remedy.
@@ -570,9 +619,10 @@ pub fn unsafe_settings(
         let setting = if consumer.backoff.is_empty() { "ack_wait" } else { "back-off" };
         found.push(format!(
             "{consumer_name} has {setting} {}, not longer than the deadline of {}: messages would be delivered again \
-             while they are worked on; lower --deadline, or run `host provision --update --ack-wait 30s`",
+             while they are worked on; lower --deadline, or run `host provision --update --ack-wait {}`",
             show(ack_wait),
-            show(deadline)
+            show(deadline),
+            as_typed(advised_ack_wait(deadline))
         ));
     }
     if consumer.headers_only {
@@ -581,11 +631,12 @@ pub fn unsafe_settings(
     if !verdicts.max_age.is_zero() && (mail.max_age.is_zero() || verdicts.max_age < mail.max_age) {
         found.push(format!(
             "stream {} keeps verdicts for {}, stream {} keeps messages {}: a message delivered again could get a \
-             second verdict; run `host provision --update` with --verdict-max-age at least --mail-max-age",
+             second verdict; run `host provision --update` with `--verdict-max-age {}`",
             verdicts.name,
             show(verdicts.max_age),
             mail.name,
             if mail.max_age.is_zero() { "for ever".into() } else { format!("for {}", show(mail.max_age)) },
+            as_typed(mail.max_age)
         ));
     }
     if verdicts.retention != RetentionPolicy::Limits {
@@ -612,169 +663,242 @@ pub fn unsafe_settings(
     found
 }
 
-/// A stream or consumer as it should be.
+/// The `ack_wait` that suits a deadline: the default, or twice as long.
+fn advised_ack_wait(deadline: Duration) -> Duration {
+    Duration::from_secs(30).max(deadline.saturating_mul(2))
+}
+
+/// A stream, consumer or bucket as it should be.
 struct Wanted {
     kind: &'static str,
     shown_name: String,
-    about: String,
+    /// What a bucket is for; streams and consumers tell by their settings.
+    about: Option<&'static str>,
     /// API subjects to ask, create and update with.
     info: String,
     create: String,
     update: String,
-    /// Settings to compare and to update.
-    settings: Vec<(&'static str, Value)>,
-    /// Settings for its creation only.
-    initial: Vec<(&'static str, Value)>,
+    settings: Vec<Setting>,
+    /// Subjects that an existing stream, or filters that an existing consumer with a filter must have.
+    must_take: Vec<String>,
     /// A consumer's stream: then the configuration is wrapped.
     of_stream: Option<String>,
 }
 
+/// A setting, as NATS calls it.
+#[derive(Clone)]
+struct Setting {
+    name: &'static str,
+    value: Value,
+    /// With which flag it is set, if with any.
+    flag: &'static str,
+    /// Whether it is wanted of what exists, too, or for its creation only.
+    lasting: bool,
+}
+
+impl Setting {
+    /// One that what exists has to have, too.
+    fn always(name: &'static str, value: Value) -> Self {
+        Self { name, value, flag: "", lasting: true }
+    }
+
+    /// One for the creation only.
+    fn at_first(name: &'static str, value: Value) -> Self {
+        Self { name, value, flag: "", lasting: false }
+    }
+}
+
 impl Wanted {
-    fn stream(name: &str, subjects: &[String], max_age: Duration, max_bytes: u64, layout: &Layout) -> Self {
-        let mut subjects = subjects.to_vec();
-        subjects.sort();
+    /// Everything in the layout: message stream, consumer, verdict stream, dead-letter stream, perhaps the bucket.
+    fn all(layout: &Layout, many_filters: bool) -> Vec<Self> {
+        let Layout { names, mail_max_age, verdict_max_age, dead_max_age, .. } = layout;
+        let [mail_max_bytes, verdict_max_bytes, dead_max_bytes, bucket_max_bytes] = layout.max_bytes;
+        let mut all = vec![
+            Self::mail(layout).with_max_age("--mail-max-age", *mail_max_age, layout).with_max_bytes(
+                "--mail-max-bytes",
+                mail_max_bytes,
+                layout,
+            ),
+            Self::consumer(layout, many_filters),
+            Self::stream(&names.verdict_stream, vec![names.verdict_wildcard()], layout)
+                .with(Setting::always("retention", json!("limits")))
+                .with_max_age("--verdict-max-age", *verdict_max_age, layout)
+                .with_max_bytes("--verdict-max-bytes", verdict_max_bytes, layout),
+            Self::stream(&names.dead_stream, vec![names.dead_wildcard()], layout)
+                .with(Setting::always("retention", json!("limits")))
+                .with_max_age("--dead-max-age", *dead_max_age, layout)
+                .with_max_bytes("--dead-max-bytes", dead_max_bytes, layout),
+        ];
+        if let Some(bucket) = &layout.bucket {
+            all.push(Self::bucket(bucket, layout).with_max_bytes("--bucket-max-bytes", bucket_max_bytes, layout));
+        }
+        all
+    }
+
+    fn stream(name: &str, subjects: Vec<String>, layout: &Layout) -> Self {
         Self {
             kind: "stream",
             shown_name: name.to_owned(),
-            about: subjects.join(", "),
+            about: None,
             info: format!("STREAM.INFO.{name}"),
             create: format!("STREAM.CREATE.{name}"),
             update: format!("STREAM.UPDATE.{name}"),
             settings: vec![
-                ("subjects", json!(subjects)),
-                ("retention", json!("limits")),
-                ("discard", json!("new")),
-                ("max_age", nanos(max_age)),
-                ("max_bytes", limit(max_bytes)),
-                ("duplicate_window", nanos(layout.duplicate_window)),
-                ("storage", json!(layout.storage)),
-                ("num_replicas", json!(layout.replicas)),
+                Setting::at_first("name", json!(name)),
+                Setting::at_first("max_msgs", json!(-1)),
+                Setting::at_first("max_consumers", json!(-1)),
+                Setting::at_first("subjects", json!(subjects)),
+                Setting::always("discard", json!("new")),
+                layout.setting("duplicate_window", "--duplicate-window", nanos(layout.duplicate_window)),
+                layout.setting("storage", "--storage", json!(layout.storage)),
+                layout.setting("num_replicas", "--replicas", json!(layout.replicas)),
             ],
-            initial: vec![("name", json!(name)), ("max_msgs", json!(-1)), ("max_consumers", json!(-1))],
+            must_take: subjects,
             of_stream: None,
         }
+    }
+
+    /// The message stream, whose retention is the operator's choice.
+    fn mail(layout: &Layout) -> Self {
+        let replays = layout.names.replay_wildcard();
+        let mut subjects = [&layout.subjects[..], std::slice::from_ref(&replays)].concat();
+        subjects.sort();
+        let mut wanted = Self::stream(&layout.names.stream, vec![replays], layout)
+            .with(Setting::at_first("retention", json!("limits")));
+        wanted.settings.retain(|setting| setting.name != "subjects");
+        wanted.with(layout.setting("subjects", "--subjects", json!(subjects)))
     }
 
     fn consumer(layout: &Layout, many_filters: bool) -> Self {
         let Names { stream, consumer, .. } = &layout.names;
         let mut filter = layout.filter.clone().unwrap_or_default();
         let mut filters = Vec::new();
-        let about = if filter.is_empty() { "all of the stream".into() } else { filter.clone() };
+        let replays = layout.names.replay_subject(">");
         if many_filters && !filter.is_empty() {
-            filters = vec![std::mem::take(&mut filter), layout.names.replay_subject(">")];
+            filters = vec![std::mem::take(&mut filter), replays.clone()];
             filters.sort();
         }
-        // The server wants the filter in the request's subject as well.
-        let dot = if filter.is_empty() { "" } else { "." };
-        let create = format!("CONSUMER.CREATE.{stream}.{consumer}{dot}{filter}");
+        let create = format!("CONSUMER.CREATE.{stream}.{consumer}");
         Self {
             kind: "consumer",
             shown_name: format!("{stream}/{consumer}"),
-            about,
+            about: None,
             info: format!("CONSUMER.INFO.{stream}.{consumer}"),
             update: create.clone(),
             create,
             settings: vec![
-                ("deliver_subject", json!("")),
-                ("ack_policy", json!("explicit")),
-                ("max_deliver", json!(-1)),
-                ("ack_wait", nanos(layout.ack_wait)),
-                ("max_ack_pending", json!(layout.max_ack_pending)),
-                ("filter_subject", json!(filter)),
-                ("filter_subjects", json!(filters)),
-                ("backoff", json!([])),
-                ("headers_only", json!(false)),
-                ("inactive_threshold", json!(0)),
+                Setting::at_first("name", json!(consumer)),
+                Setting::at_first("durable_name", json!(consumer)),
+                Setting::at_first("deliver_policy", json!("all")),
+                Setting::at_first("replay_policy", json!("instant")),
+                Setting::always("deliver_subject", json!("")),
+                Setting::always("ack_policy", json!("explicit")),
+                Setting::always("max_deliver", json!(-1)),
+                layout.setting("ack_wait", "--ack-wait", nanos(layout.ack_wait)),
+                layout.setting("max_ack_pending", "--max-ack-pending", json!(layout.max_ack_pending)),
+                layout.setting("filter_subject", "--filter", json!(filter)),
+                layout.setting("filter_subjects", "--filter", json!(filters)),
+                Setting::always("backoff", json!([])),
+                Setting::always("headers_only", json!(false)),
+                Setting::always("inactive_threshold", json!(0)),
             ],
-            initial: vec![
-                ("name", json!(consumer)),
-                ("durable_name", json!(consumer)),
-                ("deliver_policy", json!("all")),
-                ("replay_policy", json!("instant")),
-            ],
+            must_take: if many_filters { vec![replays] } else { Vec::new() },
             of_stream: Some(stream.clone()),
         }
     }
 
     /// A bucket is a stream with a certain name and settings; these are the ones every client expects.
-    fn bucket(bucket: &str, max_bytes: u64, layout: &Layout) -> Self {
-        let name = format!("KV_{bucket}");
-        let subjects = [format!("$KV.{bucket}.>")];
-        let mut wanted = Self::stream(&name, &subjects, Duration::ZERO, max_bytes, layout);
+    fn bucket(bucket: &str, layout: &Layout) -> Self {
+        let mut wanted = Self::stream(&format!("KV_{bucket}"), vec![format!("$KV.{bucket}.>")], layout)
+            .with(Setting::always("retention", json!("limits")))
+            .with(Setting::always("allow_rollup_hdrs", json!(true)))
+            .with(Setting::always("deny_delete", json!(true)))
+            .with(Setting::at_first("max_msgs_per_subject", json!(1)))
+            .with(Setting::at_first("allow_direct", json!(true)));
         wanted.kind = "bucket";
         wanted.shown_name = bucket.to_owned();
-        wanted.about = "for guests".into();
-        // An expiry or a longer history is the operator's own choice and no difference.
-        wanted.settings.retain(|(setting, _)| !matches!(*setting, "max_age" | "duplicate_window"));
-        wanted.settings.push(("allow_rollup_hdrs", json!(true)));
-        wanted.settings.push(("deny_delete", json!(true)));
-        wanted.initial.push(("max_msgs_per_subject", json!(1)));
-        wanted.initial.push(("allow_direct", json!(true)));
+        wanted.about = Some("for guests");
+        // An expiry is the operator's own choice, and the window the server's.
+        wanted.settings.retain(|setting| setting.name != "duplicate_window");
         wanted
     }
 
-    fn thing(&self, state: State) -> Thing {
-        Thing {
-            kind: self.kind,
-            name: self.shown_name.clone(),
-            state,
-            differences: Vec::new(),
-            about: self.about.clone(),
-        }
+    fn with(mut self, setting: Setting) -> Self {
+        self.settings.push(setting);
+        self
     }
 
-    /// Does what `mode` allows, reports it, and gives the configuration that is there now.
-    async fn bring_about(&self, jetstream: &Context, mode: Mode, report: &mut Report) -> Result<Option<Value>> {
-        let what = format!("{} {}", self.kind, self.shown_name);
-        let Some(have) = self.find(jetstream).await.with_context(|| format!("look for {what}"))? else {
-            if mode == Mode::Check {
-                report.things.push(self.thing(State::Missing));
-                return Ok(None);
-            }
-            let wanted: Map<_, _> = self
-                .initial
-                .iter()
-                .chain(&self.settings)
-                .filter(|(_, value)| !is_default(value))
-                .map(|(setting, value)| ((*setting).to_owned(), value.clone()))
-                .collect();
-            let config = self.send(jetstream, &self.create, wanted).await.with_context(|| format!("create {what}"))?;
-            report.things.push(self.thing(State::Created));
-            return Ok(Some(config));
+    fn with_max_age(self, flag: &'static str, age: Duration, layout: &Layout) -> Self {
+        self.with(layout.setting("max_age", flag, nanos(age)))
+    }
+
+    fn with_max_bytes(self, flag: &'static str, bytes: u64, layout: &Layout) -> Self {
+        self.with(layout.setting("max_bytes", flag, limit(bytes)))
+    }
+
+    /// What it is, for messages.
+    fn what(&self) -> String {
+        format!("{} {}", self.kind, self.shown_name)
+    }
+
+    /// What to do about it, if this is what is there.
+    fn plan(mut self, found: Option<Found>, mode: Mode) -> Plan {
+        let Some(found) = found else {
+            let config = self.settings.iter().filter(|setting| !is_default(&setting.value));
+            let config = config.map(|setting| (setting.name.to_owned(), setting.value.clone())).collect();
+            let (action, config) =
+                if mode == Mode::Check { (Action::None, None) } else { (Action::Create, Some(config)) };
+            return Plan { wanted: self, found: None, differences: Vec::new(), action, config };
         };
-
-        let mut thing = self.thing(State::AsWanted);
-        thing.differences = differences(&have, &self.settings);
-        let mut config = Value::Object(have.clone());
-        if !thing.differences.is_empty() {
-            thing.state = State::Differs;
-            if mode == Mode::Update {
-                let mut wanted = have;
-                for (setting, value) in &self.settings {
-                    if is_default(value) {
-                        wanted.remove(*setting);
-                    } else {
-                        wanted.insert((*setting).to_owned(), value.clone());
-                    }
+        self.must_take(&found.config);
+        let differences = differences(&found.config, &self.settings);
+        let mut config = found.config.clone();
+        let mut action = Action::None;
+        if !differences.is_empty() && matches!(mode, Mode::Update { .. }) {
+            action = Action::Update;
+            for Setting { name, value, .. } in self.settings.iter().filter(|setting| setting.lasting) {
+                if is_default(value) {
+                    config.remove(*name);
+                } else {
+                    config.insert((*name).to_owned(), value.clone());
                 }
-                config = self.send(jetstream, &self.update, wanted).await.with_context(|| {
-                    let names: Vec<_> = thing.differences.iter().map(|difference| difference.setting).collect();
-                    format!(
-                        "update {what} ({}); a setting that cannot change needs a new {}",
-                        names.join(", "),
-                        self.kind
-                    )
-                })?;
-                thing.state = State::Updated;
             }
         }
-        report.things.push(thing);
-        Ok(Some(config))
+        Plan { wanted: self, found: Some(found), differences, action, config: Some(config) }
     }
 
-    async fn find(&self, jetstream: &Context) -> Result<Option<Map<String, Value>>> {
-        match jetstream.request(self.info.clone(), &json!({})).await? {
-            Response::Ok(info) => Ok(Some(config_of(info)?)),
+    /// Makes what `have` lacks of [`Wanted::must_take`] a lasting setting, where no flag says otherwise. A consumer
+    /// without a filter lacks nothing.
+    fn must_take(&mut self, have: &Map<String, Value>) {
+        let (name, mut taken) = match &self.of_stream {
+            None => ("subjects", texts(have, "subjects")),
+            Some(_) => ("filter_subjects", filters(have)),
+        };
+        let is_given = self.settings.iter().any(|setting| setting.name == name && setting.lasting);
+        let unfiltered = self.of_stream.is_some() && taken.is_empty();
+        let missing: Vec<_> =
+            self.must_take.iter().filter(|one| !taken.iter().any(|other| covers(other, one))).collect();
+        if is_given || unfiltered || missing.is_empty() {
+            return;
+        }
+        taken.extend(missing.into_iter().cloned());
+        taken.sort();
+        for setting in &mut self.settings {
+            if setting.name == name {
+                (setting.value, setting.lasting) = (json!(taken), true);
+            } else if setting.name == "filter_subject" {
+                (setting.value, setting.lasting) = (json!(""), true);
+            }
+        }
+    }
+
+    async fn find(&self, jetstream: &Context) -> Result<Option<Found>> {
+        match jetstream.request::<_, _, Response<Value>>(self.info.clone(), &json!({})).await? {
+            Response::Ok(mut info) => {
+                // A consumer has none of this.
+                let state = serde_json::from_value(info["state"].take()).unwrap_or_default();
+                Ok(Some(Found { config: config_of(info)?, state }))
+            }
             Response::Err { error }
                 if matches!(error.error_code(), ErrorCode::STREAM_NOT_FOUND | ErrorCode::CONSUMER_NOT_FOUND) =>
             {
@@ -784,15 +908,25 @@ impl Wanted {
         }
     }
 
-    async fn send(&self, jetstream: &Context, subject: &str, config: Map<String, Value>) -> Result<Value> {
-        let request = match &self.of_stream {
-            Some(stream) => json!({ "stream_name": stream, "config": config }),
-            None => Value::Object(config),
+    async fn send(
+        &self,
+        jetstream: &Context,
+        subject: &str,
+        config: &Map<String, Value>,
+    ) -> Result<Map<String, Value>> {
+        let (request, filter) = match &self.of_stream {
+            Some(stream) => (
+                json!({ "stream_name": stream, "config": config }),
+                config.get("filter_subject").and_then(Value::as_str),
+            ),
+            None => (json!(config), None),
         };
-        match jetstream.request(subject.to_owned(), &request).await? {
-            Response::Ok(info) => Ok(Value::Object(config_of(info)?)),
+        // The server wants the filter in the request's subject as well.
+        let subject = filter.map_or_else(|| subject.to_owned(), |filter| format!("{subject}.{filter}"));
+        match jetstream.request(subject, &request).await? {
+            Response::Ok(info) => config_of(info),
             Response::Err { error } => Err(match error.error_code() {
-                ErrorCode::STREAM_SUBJECT_OVERLAP => self.overlap(jetstream).await,
+                ErrorCode::STREAM_SUBJECT_OVERLAP => self.overlap(jetstream, &texts(config, "subjects")).await,
                 ErrorCode::STREAM_MAX_BYTES_REQUIRED => {
                     anyhow!("this account wants a size limit on every stream; give the --…-max-bytes flags")
                 }
@@ -813,10 +947,9 @@ impl Wanted {
     }
 
     /// Names the streams that already take our subjects; the server does not.
-    async fn overlap(&self, jetstream: &Context) -> anyhow::Error {
+    async fn overlap(&self, jetstream: &Context, subjects: &[String]) -> anyhow::Error {
         let mut others = Vec::new();
-        let subjects = self.settings.iter().find(|(setting, _)| *setting == "subjects");
-        for subject in subjects.and_then(|(_, subjects)| subjects.as_array()).into_iter().flatten() {
+        for subject in subjects {
             let request = json!({ "subject": subject });
             let Ok(Response::Ok(page)) = jetstream.request::<_, _, Response<Value>>("STREAM.NAMES", &request).await
             else {
@@ -830,9 +963,157 @@ impl Wanted {
         anyhow!(
             "{others} already takes some of the subjects {}; a subject can be in one stream only: choose others, or \
              name that stream with --stream, --verdict-stream or --dead-stream",
-            self.about
+            subjects.join(", ")
         )
     }
+}
+
+/// What is there.
+struct Found {
+    config: Map<String, Value>,
+    state: Stock,
+}
+
+/// What a stream holds.
+#[derive(Default, Deserialize)]
+struct Stock {
+    messages: u64,
+    bytes: u64,
+    /// When the oldest message was stored, RFC 3339.
+    first_ts: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Action {
+    None,
+    Create,
+    Update,
+}
+
+/// What is to be done about a thing.
+struct Plan {
+    wanted: Wanted,
+    found: Option<Found>,
+    differences: Vec<Difference>,
+    action: Action,
+    /// The configuration that is there when it is done; nothing, if it is missing then.
+    config: Option<Map<String, Value>>,
+}
+
+impl Plan {
+    /// Checks a stream's new limits.
+    ///
+    /// # Errors
+    /// They contradict each other, or the server would delete messages to keep them and that is not allowed.
+    fn check(&self, mode: Mode) -> Result<()> {
+        let (Some(config), false) = (&self.config, self.action == Action::None) else { return Ok(()) };
+        let what = self.wanted.what();
+        let time = |config: &Map<String, Value>, name: &str| {
+            Some(Duration::from_nanos(config.get(name)?.as_u64()?)).filter(|time| !time.is_zero())
+        };
+        let flag = |name: &str| {
+            let setting = self.wanted.settings.iter().find(|setting| setting.name == name);
+            setting.map_or("", |setting| setting.flag)
+        };
+        let max_age = time(config, "max_age");
+        if let (Some(max_age), Some(window)) = (max_age, time(config, "duplicate_window")) {
+            ensure!(
+                max_age >= window,
+                "{what}: {} {} must be at least --duplicate-window {}",
+                flag("max_age"),
+                as_typed(max_age),
+                as_typed(window)
+            );
+        }
+        let Some(Found { config: have, state: Stock { messages, bytes, first_ts } }) = &self.found else {
+            return Ok(());
+        };
+        if mode == (Mode::Update { allow_loss: true }) || *messages == 0 {
+            return Ok(());
+        }
+        let max_bytes = |config: &Map<String, Value>| config.get("max_bytes").and_then(Value::as_u64);
+        if let Some(max_bytes) = max_bytes(config).filter(|max| max_bytes(have) != Some(*max) && max < bytes) {
+            bail!(
+                "{what} holds {} of {}: to keep {} {}, the server would delete the oldest; \
+                 nothing was changed; give at least what it holds, or --allow-loss as well",
+                counted(*messages, "message"),
+                counted(*bytes, "byte"),
+                flag("max_bytes"),
+                show_size(max_bytes)
+            );
+        }
+        if let Some(max_age) = max_age.filter(|max| time(have, "max_age").is_none_or(|have| *max < have)) {
+            let oldest = humantime::parse_rfc3339(first_ts).with_context(|| format!("read the time {first_ts}"))?;
+            ensure!(
+                SystemTime::now().duration_since(oldest).unwrap_or_default() <= max_age,
+                "{what} holds {}, the oldest since {first_ts}: to keep {} {}, the server would delete \
+                 what is older; nothing was changed; give a longer time, or --allow-loss as well",
+                counted(*messages, "message"),
+                flag("max_age"),
+                as_typed(max_age)
+            );
+        }
+        Ok(())
+    }
+
+    /// Does it, and says what was done.
+    async fn carry_out(&mut self, jetstream: &Context) -> Result<Thing> {
+        let (wanted, what) = (&self.wanted, self.wanted.what());
+        let state = match (self.action, &mut self.config) {
+            (Action::Create, Some(config)) => {
+                *config =
+                    wanted.send(jetstream, &wanted.create, config).await.with_context(|| format!("create {what}"))?;
+                State::Created
+            }
+            (Action::Update, Some(config)) => {
+                *config = wanted.send(jetstream, &wanted.update, config).await.with_context(|| {
+                    let names: Vec<_> = self.differences.iter().map(|difference| difference.setting).collect();
+                    format!(
+                        "update {what} ({}); a setting that cannot change needs a new {}",
+                        names.join(", "),
+                        wanted.kind
+                    )
+                })?;
+                State::Updated
+            }
+            (_, None) => State::Missing,
+            _ if self.differences.is_empty() => State::AsWanted,
+            _ => State::Differs,
+        };
+        let differences = std::mem::take(&mut self.differences);
+        Ok(Thing { kind: wanted.kind, name: wanted.shown_name.clone(), state, differences, about: self.about() })
+    }
+
+    /// What the thing is for, in a few words: the subjects it takes.
+    fn about(&self) -> String {
+        let Some(config) = &self.config else { return self.wanted.about.unwrap_or_default().to_owned() };
+        let subjects = match (self.wanted.about, &self.wanted.of_stream) {
+            (Some(about), _) => return about.to_owned(),
+            (None, None) => texts(config, "subjects"),
+            (None, Some(_)) => {
+                let mut filters = filters(config);
+                filters.retain(|filter| !self.wanted.must_take.contains(filter));
+                filters
+            }
+        };
+        if subjects.is_empty() { "all of the stream".into() } else { subjects.join(", ") }
+    }
+}
+
+/// The texts in a list of a configuration, sorted.
+fn texts(config: &Map<String, Value>, name: &str) -> Vec<String> {
+    let texts = config.get(name).and_then(Value::as_array).into_iter().flatten();
+    let mut texts: Vec<_> = texts.filter_map(Value::as_str).map(str::to_owned).collect();
+    texts.sort();
+    texts
+}
+
+/// A consumer's filters, of either kind.
+fn filters(config: &Map<String, Value>) -> Vec<String> {
+    let mut filters = texts(config, "filter_subjects");
+    let filter = config.get("filter_subject").and_then(Value::as_str);
+    filters.extend(filter.filter(|filter| !filter.is_empty()).map(str::to_owned));
+    filters
 }
 
 fn config_of(info: Value) -> Result<Map<String, Value>> {
@@ -845,17 +1126,15 @@ fn config_of(info: Value) -> Result<Map<String, Value>> {
     }
 }
 
-fn differences(have: &Map<String, Value>, want: &[(&'static str, Value)]) -> Vec<Difference> {
+fn differences(have: &Map<String, Value>, want: &[Setting]) -> Vec<Difference> {
     let mut found = Vec::new();
-    for (setting, want) in want {
-        let mut have = have.get(*setting).cloned().unwrap_or(Value::Null);
-        if let Value::Array(items) = &mut have
-            && matches!(*setting, "subjects" | "filter_subjects")
-        {
-            items.sort_by_key(Value::to_string);
-        }
+    for Setting { name, value: want, .. } in want.iter().filter(|setting| setting.lasting) {
+        let have = match *name {
+            "subjects" | "filter_subjects" => json!(texts(have, name)),
+            _ => have.get(*name).cloned().unwrap_or(Value::Null),
+        };
         if have != *want && !(is_default(&have) && is_default(want)) {
-            found.push(Difference { setting, have: show_value(setting, &have), want: show_value(setting, want) });
+            found.push(Difference { setting: name, have: show_value(name, &have), want: show_value(name, want) });
         }
     }
     found
@@ -903,8 +1182,16 @@ fn limit(bytes: u64) -> Value {
     if bytes == 0 { json!(-1) } else { json!(bytes) }
 }
 
-fn show_age(age: Duration) -> String {
-    if age.is_zero() { "0 (for ever)".into() } else { humantime::format_duration(age).to_string() }
+/// A time as a flag takes it, in one word.
+fn as_typed(time: Duration) -> String {
+    let seconds = time.as_secs();
+    match [(86_400, "d"), (3_600, "h"), (60, "m"), (1, "s")].into_iter().find(|(unit, _)| seconds.is_multiple_of(*unit))
+    {
+        _ if time.is_zero() => "0".into(),
+        Some((unit, name)) if time.subsec_nanos() == 0 => format!("{}{name}", seconds / unit),
+        // Rounded up.
+        _ => format!("{}ms", time.as_nanos().div_ceil(1_000_000)),
+    }
 }
 
 fn parse_age(text: &str) -> Result<Duration, humantime::DurationError> {
@@ -1001,20 +1288,32 @@ mod tests {
     }
 
     #[test]
+    fn the_advice_about_unsafe_times_mends_them() {
+        for (deadline, mail_max_age, advice) in [
+            (30_000, 7 * DAY, ["--ack-wait 1m`", "--verdict-max-age 7d`"]),
+            (40_000, 90 * DAY / 24, ["--ack-wait 80s`", "--verdict-max-age 90h`"]),
+            (30_001, Duration::ZERO, ["--ack-wait 60002ms`", "--verdict-max-age 0`"]),
+        ] {
+            let (mut mail, mut verdicts) = (stream("MAIL"), stream("VERDICTS"));
+            (mail.max_age, verdicts.max_age) = (mail_max_age, DEADLINE);
+            let found = unsafe_settings(&mail, &consumer(), &verdicts, Duration::from_millis(deadline)).join("; ");
+            assert!(advice.iter().all(|advice| found.contains(advice)), "{found}");
+        }
+    }
+
+    #[test]
     fn unsafe_wishes_are_refused() {
         type Change = fn(&mut Layout);
         let cases: Vec<(Change, &str)> = vec![
-            (|layout| layout.ack_wait = layout.deadline, "--ack-wait"),
-            (|layout| layout.verdict_max_age = DAY, "--verdict-max-age"),
-            (|layout| layout.mail_max_age = Duration::ZERO, "--verdict-max-age"),
+            (|layout| (layout.given, layout.ack_wait) = (given("ack_wait"), layout.deadline), "--ack-wait"),
+            (|layout| layout.duplicate_window = DEADLINE / 20, "--duplicate-window"),
             (|layout| layout.subjects = vec!["mail.>".into(), "verdict.*.x".into()], "--verdict-subject"),
             (|layout| layout.subjects = vec![">".into()], "overlaps"),
             (|layout| layout.subjects = vec!["dead.letters.>".into()], "--dead-subject"),
             (|layout| layout.subjects = vec!["replay.*.x".into()], "--replay-subject"),
             (|layout| layout.subjects = vec!["a..b".into()], "--subjects"),
-            (|layout| layout.filter = Some("orders.>".into()), "--filter"),
+            (|layout| layout.filter = Some("a..b".into()), "--filter"),
             (|layout| layout.bucket = Some("a b".into()), "--bucket"),
-            (|layout| layout.dead_max_age = Duration::from_secs(1), "--dead-max-age"),
         ];
         for (change, expected) in cases {
             let mut layout = Layout::new(Names::default());
@@ -1025,15 +1324,64 @@ mod tests {
         }
     }
 
-    #[test]
-    fn flags_and_defaults_agree() {
+    fn given(argument: &str) -> Given {
+        Given([argument.to_owned()].into())
+    }
+
+    fn typed(args: &[&str]) -> Layout {
         #[derive(Debug, clap::Parser)]
         struct Command {
             #[command(flatten)]
             layout: LayoutArgs,
         }
-        let typed = <Command as clap::Parser>::parse_from(["test"]).layout.resolve(Names::default()).expect("defaults");
-        assert_eq!(format!("{typed:?}"), format!("{:?}", Layout::new(Names::default())));
+        let args = std::iter::once("test").chain(args.iter().copied());
+        <Command as clap::Parser>::parse_from(args).layout.resolve(Names::default()).expect("sound settings")
+    }
+
+    #[test]
+    fn flags_and_defaults_agree() {
+        assert_eq!(format!("{:?}", typed(&[])), format!("{:?}", Layout::new(Names::default())));
+    }
+
+    /// What is compared with what exists: settings that no flag is given for only where the host needs them.
+    #[test]
+    fn what_no_flag_is_given_for_stays_as_it_is() {
+        let names = |wanted: &Wanted| -> Vec<&str> {
+            wanted.settings.iter().filter(|setting| setting.lasting).map(|setting| setting.name).collect()
+        };
+        let all = |args: &[&str]| Wanted::all(&typed(args), true).iter().map(names).collect::<Vec<_>>();
+        let consumer =
+            ["deliver_subject", "ack_policy", "max_deliver", "backoff", "headers_only", "inactive_threshold"];
+        let kept = ["discard", "retention"];
+        let bucket = ["discard", "retention", "allow_rollup_hdrs", "deny_delete"];
+        assert_eq!(all(&[]), [&kept[..1], &consumer, &kept, &kept, &bucket]);
+        let all = all(&["--no-bucket", "--mail-max-age", "1d", "--storage", "file", "--filter", "mail.a"]);
+        assert_eq!(all[0], ["discard", "storage", "max_age"]);
+        assert!(all[1].contains(&"filter_subjects") && !all[1].contains(&"ack_wait"), "{:?}", all[1]);
+        assert_eq!(all[3], ["discard", "storage", "retention"]);
+    }
+
+    #[test]
+    fn replays_are_added_to_what_a_stream_and_a_filter_take() {
+        type Case = (usize, Value, Option<(&'static str, Value)>);
+        let replays = "replay.MAIL.triage.>";
+        let cases: [Case; 8] = [
+            (0, json!({ "subjects": ["orders.>"] }), Some(("subjects", json!(["orders.>", "replay.MAIL.>"])))),
+            (0, json!({ "subjects": ["replay.>", "orders.>"] }), None),
+            (2, json!({ "subjects": ["verdict.>", "more"] }), None),
+            (2, json!({ "subjects": ["v"] }), Some(("subjects", json!(["v", "verdict.>"])))),
+            (1, json!({}), None),
+            (1, json!({ "filter_subject": "mail.a" }), Some(("filter_subjects", json!(["mail.a", replays])))),
+            (1, json!({ "filter_subjects": [">"] }), None),
+            (1, json!({ "filter_subjects": ["b", "a"] }), Some(("filter_subjects", json!(["a", "b", replays])))),
+        ];
+        for (number, have, expected) in cases {
+            let mut wanted = Wanted::all(&typed(&[]), true).swap_remove(number);
+            wanted.must_take(have.as_object().expect("an object"));
+            let mut lists = wanted.settings.iter().filter(|setting| setting.lasting && setting.value.is_array());
+            let found = lists.find(|setting| setting.name != "backoff").map(|setting| (setting.name, &setting.value));
+            assert_eq!(found, expected.as_ref().map(|(name, value)| (*name, value)), "{have}");
+        }
     }
 
     #[test]
@@ -1050,6 +1398,7 @@ mod tests {
             ("filter_subject", json!("")),
             ("allow_rollup_hdrs", json!(true)),
         ];
+        let want = want.map(|(name, value)| Setting::always(name, value));
         let found: Vec<String> = differences(have.as_object().expect("object"), &want)
             .into_iter()
             .map(|Difference { setting, have, want }| format!("{setting} {have} {want}"))

@@ -2,6 +2,7 @@
 
 use crate::admin::{Admin, Condition, Health, Metrics};
 use crate::capabilities::Configuration;
+use crate::cli::counted;
 use crate::component::load;
 use crate::dev::DevServer;
 use crate::host::{Consumer, Host, Stop, connect_patiently};
@@ -317,6 +318,8 @@ async fn serve(config: Config, guest: Arc<Guest>, signals: &mut Signals) -> Resu
         }
     }
     checked.set(true);
+    let not_draining = health.condition("draining");
+    not_draining.set(true);
     let not_paused = health.condition("the consumer is paused");
     not_paused.set(true);
     tasks.spawn(watch_backlog(jetstream.clone(), config.names.clone(), metrics.clone(), not_paused));
@@ -344,15 +347,16 @@ async fn serve(config: Config, guest: Arc<Guest>, signals: &mut Signals) -> Resu
         slots = config.limits.slots,
         "running"
     );
-    let mut failure = None;
+    let mut ends = Vec::new();
     select! {
         name = signals.next() => tracing::info!("{name}: draining, for at most {:?}", config.grace),
-        Some(ended) = shards.join_next() => failure = Some(ended),
+        Some(end) = shards.join_next() => ends.push(end),
     }
+    not_draining.set(false);
     stop.drain.cancel();
     let finish = async {
-        while let Some(ended) = shards.join_next().await {
-            failure.get_or_insert(ended);
+        while let Some(end) = shards.join_next().await {
+            ends.push(end);
         }
     };
     let grace = async {
@@ -368,14 +372,18 @@ async fn serve(config: Config, guest: Arc<Guest>, signals: &mut Signals) -> Resu
             std::process::exit(128 + signals.last);
         }
     }
-    match failure {
-        None | Some(Ok(Ok(()))) => {
-            tracing::info!("drained");
-            Ok(())
-        }
-        Some(Ok(Err(err))) => Err(err),
-        Some(Err(err)) => Err(err).context("a shard ended by itself"),
+    let mut not_done = 0;
+    for end in ends {
+        not_done += end.context("a shard ended by itself")??;
     }
+    match not_done {
+        0 => tracing::info!("drained"),
+        _ => {
+            let messages = counted(not_done as u64, "message");
+            tracing::warn!("stopped: {messages} not done in time and to be delivered again");
+        }
+    }
+    Ok(())
 }
 
 /// Makes streams, consumer and bucket with their defaults.
@@ -411,7 +419,7 @@ async fn check(jetstream: &async_nats::jetstream::Context, config: &Config) -> R
     Ok(())
 }
 
-/// Starts the shards, each on a thread of its own; the tasks end as the threads do.
+/// Starts the shards, each on a thread of its own; the tasks end as the threads do, with what [`Host::run_shard`] says.
 fn start_shards(
     config: &Config,
     guest: &Arc<Guest>,
@@ -419,7 +427,7 @@ fn start_shards(
     health: &Health,
     alarm: &Alarm,
     stop: &Stop,
-) -> Result<JoinSet<Result<()>>> {
+) -> Result<JoinSet<Result<usize>>> {
     let mut shards = JoinSet::new();
     let slots = config.limits.slots as usize;
     for number in 0..config.shards {

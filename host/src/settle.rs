@@ -1,7 +1,7 @@
 //! What becomes of a message: pure decisions, no I/O. The settlement table of `docs/architecture.md` in code.
 
 use crate::interface::Verdict;
-use crate::pool::Failure;
+use crate::pool::{Failure, Fault};
 use std::time::Duration;
 
 /// The operator's bounds on trying again.
@@ -47,6 +47,21 @@ impl DeadReason {
     pub const MESSAGE_TOO_LARGE: Self = Self("message-too-large");
     /// The NATS client library cannot read the message.
     pub const UNREADABLE: Self = Self("unreadable-headers");
+
+    /// Those that a dead letter may have.
+    pub const DEAD: [Self; 11] = [
+        Self::REJECTED,
+        Self(Fault::Trap.name()),
+        Self(Fault::Deadline.name()),
+        Self(Fault::Memory.name()),
+        Self(Fault::Stack.name()),
+        Self(Fault::Output.name()),
+        Self(Fault::HostCalls.name()),
+        Self::REPLAY,
+        Self::MESSAGE_TOO_LARGE,
+        Self::MAX_DELIVER,
+        Self::UNREADABLE,
+    ];
 
     /// The reason's name in headers and metrics.
     pub fn name(self) -> &'static str {
@@ -106,7 +121,6 @@ fn back_off(delivery: u64, policy: &Policy, spread: f64) -> Duration {
 mod tests {
     use super::*;
     use crate::interface::{Issue, Priority};
-    use crate::pool::Fault;
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -115,6 +129,9 @@ mod tests {
     }
 
     fn shown(settlement: Settlement) -> String {
+        if let Settlement::Dead(reason, _) = &settlement {
+            assert!(DeadReason::DEAD.contains(reason), "{reason:?}");
+        }
         match settlement {
             Settlement::Verdict(verdict) => format!("verdict {}", verdict.queue),
             Settlement::Again(wait, reason, _) => format!("again {} {:?}", reason.name(), wait),

@@ -1,7 +1,7 @@
 //! Where results go: verdicts and dead letters, each stored once, with its PubAck awaited. Nothing before this
 //! module publishes, and nothing acknowledges a message before it says that the result is stored.
 
-use crate::header_block::block_of;
+use crate::header_block::{block_bytes, block_of};
 use crate::interface::Verdict;
 use crate::letter::{
     COMPONENT, DELIVERIES, DETAIL, HEADERS_BYTES, ID, RAW_HEADERS, REASON, STORED, SUBJECT, kept_name,
@@ -16,6 +16,7 @@ use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use async_nats::jetstream::{self, Context, ErrorCode};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Most bytes of a trace header that is copied to the verdict: what W3C Trace Context asks everyone to carry.
@@ -50,9 +51,12 @@ pub enum StoreError {
     /// The stream is away, full or refuses; worth repeating. The text says what the server said.
     #[error("{0}")]
     Unavailable(String),
-    /// The result is larger than the server takes and will never be stored.
-    #[error("larger than the server's max_payload, the stream's max_msg_size or the 64 KiB that headers may have")]
-    TooLarge,
+    /// The result, of so many bytes with its headers, is larger than the server takes and will never be stored.
+    #[error(
+        "too large with {0} bytes for the server's max_payload, the stream's max_msg_size or the 64 KiB that headers may \
+         have"
+    )]
+    TooLarge(usize),
 }
 
 impl Sink {
@@ -83,8 +87,7 @@ impl Sink {
                 }
             }
         }
-        let message = PublishMessage::build().headers(headers).payload(verdict.to_json().into());
-        self.publish(self.names.verdict_subject(&verdict.queue, id), message).await
+        self.publish(self.names.verdict_subject(&verdict.queue, id), headers, verdict.to_json().into()).await
     }
 
     /// Whether any verdict on the message is stored, whatever its queue.
@@ -117,24 +120,20 @@ impl Sink {
     pub async fn dead(&self, delivery: &Delivery, reason: DeadReason, detail: &str) -> Result<Stored, StoreError> {
         if let Some(block) = delivery.origin.front() {
             return match self.headers_in_front(delivery, block, reason, detail).await {
-                Err(StoreError::TooLarge) => self.headers_in_front(delivery, block, reason, "").await,
+                Err(StoreError::TooLarge(_)) => self.headers_in_front(delivery, block, reason, "").await,
                 stored => stored,
             };
         }
-        match self.publish(self.names.dead_subject(), self.letter(delivery, reason, detail)).await {
-            // The message came near the server's limit by itself; the reason must not cost it its dead letter.
-            Err(StoreError::TooLarge) if !detail.is_empty() => {
-                match self.publish(self.names.dead_subject(), self.letter(delivery, reason, "")).await {
-                    Err(StoreError::TooLarge) => {}
-                    stored => return stored,
-                }
-            }
-            Err(StoreError::TooLarge) => {}
-            stored => return stored,
+        let mut stored = self.letter(delivery, self.letter_headers(delivery, reason, detail)).await;
+        // The message came near the server's limit by itself; the reason must not cost it its dead letter.
+        if matches!(stored, Err(StoreError::TooLarge(_))) && !detail.is_empty() {
+            stored = self.letter(delivery, self.letter_headers(delivery, reason, "")).await;
         }
-        match &delivery.headers {
-            Some(headers) => self.headers_in_front(delivery, &block_of(headers), reason, "").await,
-            None => Err(StoreError::TooLarge),
+        match (stored, &delivery.headers) {
+            (Err(StoreError::TooLarge(_)), Some(headers)) => {
+                self.headers_in_front(delivery, &block_of(headers), reason, "").await
+            }
+            (stored, _) => stored,
         }
     }
 
@@ -153,9 +152,10 @@ impl Sink {
     ) -> Result<Stored, StoreError> {
         let reason = DeadReason::UNREADABLE;
         let Some(block) = block else { return self.dead(delivery, reason, detail).await };
-        let letter = self.letter(delivery, reason, detail).header(RAW_HEADERS, BASE64.encode(block));
-        match self.publish(self.names.dead_subject(), letter).await {
-            Err(StoreError::TooLarge) => self.headers_in_front(delivery, block, reason, detail).await,
+        let mut headers = self.letter_headers(delivery, reason, detail);
+        headers.insert(RAW_HEADERS, BASE64.encode(block));
+        match self.letter(delivery, headers).await {
+            Err(StoreError::TooLarge(_)) => self.headers_in_front(delivery, block, reason, detail).await,
             stored => stored,
         }
     }
@@ -176,12 +176,16 @@ impl Sink {
             origin: delivery.origin.clone(),
             ..*delivery
         };
-        let letter = self.letter(&in_front, reason, detail);
-        let letter = letter.header(HEADERS_BYTES, block.len().to_string());
-        self.publish(self.names.dead_subject(), letter).await
+        let mut headers = self.letter_headers(&in_front, reason, detail);
+        headers.insert(HEADERS_BYTES, block.len().to_string());
+        self.letter(&in_front, headers).await
     }
 
-    fn letter(&self, delivery: &Delivery, reason: DeadReason, detail: &str) -> PublishMessage {
+    async fn letter(&self, delivery: &Delivery, headers: HeaderMap) -> Result<Stored, StoreError> {
+        self.publish(self.names.dead_subject(), headers, delivery.payload.clone()).await
+    }
+
+    fn letter_headers(&self, delivery: &Delivery, reason: DeadReason, detail: &str) -> HeaderMap {
         let id = &delivery.message.id;
         let mut headers = HeaderMap::new();
         for (name, values) in delivery.headers.iter().flat_map(HeaderMap::iter) {
@@ -208,7 +212,7 @@ impl Sink {
         if let Some(raw) = delivery.origin.raw_headers() {
             headers.insert(RAW_HEADERS, raw.clone());
         }
-        PublishMessage::build().headers(headers).payload(delivery.payload.clone())
+        headers
     }
 
     /// What every result carries.
@@ -220,7 +224,9 @@ impl Sink {
         headers
     }
 
-    async fn publish(&self, subject: String, message: PublishMessage) -> Result<Stored, StoreError> {
+    async fn publish(&self, subject: String, headers: HeaderMap, payload: Bytes) -> Result<Stored, StoreError> {
+        let bytes = payload.len() + block_bytes(&headers);
+        let message = PublishMessage::build().headers(headers).payload(payload);
         let acknowledged = match self.jetstream.send_publish(subject, message).await {
             Ok(acknowledgement) => acknowledgement.await,
             Err(err) => Err(err),
@@ -230,8 +236,8 @@ impl Sink {
             Ok(_) => Ok(Stored::Now),
             Err(err) => match err.kind() {
                 PublishErrorKind::WrongLastSequence => Ok(Stored::Before),
-                PublishErrorKind::MaxPayloadExceeded => Err(StoreError::TooLarge),
-                _ if never_stored(&err) => Err(StoreError::TooLarge),
+                PublishErrorKind::MaxPayloadExceeded => Err(StoreError::TooLarge(bytes)),
+                _ if never_stored(&err) => Err(StoreError::TooLarge(bytes)),
                 _ => Err(StoreError::Unavailable(err.to_string())),
             },
         }

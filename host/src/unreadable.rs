@@ -226,10 +226,10 @@ impl Search {
                     sleep(wait).await;
                     wait = (wait * 2).min(BACK_OFF.1);
                 }
-                Err(err @ StoreError::TooLarge) => {
+                Err(err @ StoreError::TooLarge(_)) => {
                     tracing::error!(
                         id,
-                        "a message cuts connections: {fault}; the result is {err}; the message stays in its stream"
+                        "a message cuts connections: {fault}; its dead letter is {err}; the message stays in its stream"
                     );
                     let later = AckKind::Nak(Some(self.retry_max));
                     let _ = self.client.publish(delivery.reply.clone(), later.into()).await;

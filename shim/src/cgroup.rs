@@ -79,7 +79,8 @@ impl Cgroup {
     /// A folder cannot be made.
     pub fn make(&self, name: &str) -> Result<Temporary> {
         let mut made = Temporary(Self { folders: BTreeMap::new() });
-        for (controller, folder) in &self.folders {
+        // A new cpuset is empty, and takes no process before it is filled.
+        for (controller, folder) in self.folders.iter().filter(|(controller, _)| *controller != "cpuset") {
             let folder = folder.join(name);
             fs::create_dir_all(&folder).with_context(|| format!("make cgroup {}", folder.display()))?;
             made.0.folders.insert(controller.clone(), folder);

@@ -17,7 +17,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use tokio::sync::Mutex as AsyncMutex;
+use tokio::sync::{Mutex as AsyncMutex, Notify};
 
 /// What containers of a pod share.
 pub struct Pod {
@@ -51,6 +51,8 @@ pub struct Container {
     has_own_processes: bool,
     paused: AtomicBool,
     others: Mutex<HashMap<String, Other>>,
+    /// Tells that one of them was started or forgotten.
+    others_changed: Notify,
     runc: Runc,
 }
 
@@ -130,6 +132,7 @@ impl Container {
             has_own_processes: bundle.has_own_processes(),
             paused: AtomicBool::new(false),
             others: Mutex::default(),
+            others_changed: Notify::new(),
             runc,
         };
         Ok((container, child))
@@ -184,6 +187,7 @@ impl Container {
         }
         let process = Arc::new(Process::new(&child, names, streams));
         self.with_others(|others| others.insert(exec_id.into(), Other::Started(process.clone())));
+        self.others_changed.notify_waiters();
         Ok((process, child))
     }
 
@@ -195,6 +199,20 @@ impl Container {
     /// Forgets another process.
     pub fn forget(&self, exec_id: &str) {
         self.with_others(|others| others.remove(exec_id));
+        self.others_changed.notify_waiters();
+    }
+
+    /// Another process, once it is started; `None` when it is forgotten before. containerd awaits the end of a process
+    /// before it has it started.
+    pub async fn until_started(&self, exec_id: &str) -> Option<Arc<Process>> {
+        loop {
+            // Made before the look, so that no change between the two is missed.
+            let changed = self.others_changed.notified();
+            match self.other(exec_id)? {
+                Other::Started(process) => return Some(process),
+                Other::Added { .. } => changed.await,
+            }
+        }
     }
 
     /// The other processes that were started, with their numbers.

@@ -283,7 +283,13 @@ impl Task for Service {
     }
 
     async fn wait(&self, _: &TtrpcContext, req: api::WaitRequest) -> TtrpcResult<api::WaitResponse> {
-        let end = self.process(&req.id, &req.exec_id).await?.wait().await;
+        let process = if req.exec_id.is_empty() {
+            self.container(&req.id).await?.first.clone()
+        } else {
+            let started = self.container(&req.id).await?.until_started(&req.exec_id).await;
+            started.ok_or_else(|| not_found(&req.exec_id))?
+        };
+        let end = process.wait().await;
         Ok(api::WaitResponse { exit_status: end.code, exited_at: end.timestamp(), ..Default::default() })
     }
 

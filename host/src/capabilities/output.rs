@@ -1,5 +1,6 @@
 //! A guest's standard output and standard error: kept up to a bound, then swallowed, and logged when it is done.
 
+use crate::cli::counted;
 use bytes::Bytes;
 use std::io;
 use std::pin::Pin;
@@ -34,20 +35,21 @@ impl Output {
         self.written().bytes.is_empty()
     }
 
-    /// Logs each line with the message it belongs to.
+    /// Logs each line with the message it belongs to, as the guest wrote it: the log makes it harmless where it goes
+    /// to a terminal.
     pub fn log(&self, message_id: &str) {
         let written = self.written();
         let text = String::from_utf8_lossy(&written.bytes);
         let mut lines = text.lines();
         for line in lines.by_ref().take(MAX_LINES) {
-            tracing::info!(target: "guest", id = message_id, "{}", line.escape_debug());
+            tracing::info!(target: "guest", id = message_id, "{line}");
         }
         let more = lines.count();
         if more > 0 {
-            tracing::info!(target: "guest", id = message_id, "… and {more} lines more");
+            tracing::info!(target: "guest", id = message_id, "… and {} more", counted(more as u64, "line"));
         }
         if written.dropped > 0 {
-            tracing::info!(target: "guest", id = message_id, "… and {} bytes more", written.dropped);
+            tracing::info!(target: "guest", id = message_id, "… and {} more", counted(written.dropped as u64, "byte"));
         }
     }
 

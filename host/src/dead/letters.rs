@@ -4,7 +4,8 @@ use crate::header_block;
 use crate::letter::{COMPONENT, DELIVERIES, DETAIL, ID, REASON, STORED, SUBJECT, take_front};
 use crate::names::{NameArgs, Names, check_pattern, overlap};
 use crate::nats::{Nats, NatsArgs, innermost, read_stream, warn_if_refused};
-use anyhow::{Context as _, Result, anyhow, bail};
+use crate::settle::DeadReason;
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use async_nats::header::{HeaderMap, HeaderValue};
 use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::pull::{Ordered, OrderedConfig};
@@ -424,14 +425,32 @@ pub struct Filter {
     id: Option<String>,
     pub since: Option<SystemTime>,
     until: Option<SystemTime>,
+    /// The digest's first digits, in lower case.
     component: Option<String>,
 }
 
 impl FilterArgs {
-    /// Checks the pattern, and counts times from now.
+    /// Checks what is given, and counts times from now.
+    ///
+    /// # Errors
+    /// A filter that would match nothing, or everything, whatever there is.
     pub fn resolve(self) -> Result<Filter> {
         if let Some(subject) = &self.subject {
             check_pattern("--subject", subject)?;
+        }
+        let known = DeadReason::DEAD.map(DeadReason::name);
+        for reason in &self.reason {
+            ensure!(known.contains(&reason.as_str()), "--reason {reason:?}: one of {}", known.join(", "));
+        }
+        ensure!(self.id.as_deref() != Some(""), "--id is empty");
+        let component = self.component.map(|digest| digest.to_ascii_lowercase());
+        let component = component.map(|digest| digest.strip_prefix("sha256:").unwrap_or(&digest).to_owned());
+        if let Some(digest) = &component {
+            ensure!(!digest.is_empty(), "--component is empty");
+            ensure!(
+                digest.len() <= 64 && digest.bytes().all(|digit| digit.is_ascii_hexdigit()),
+                "--component {digest:?}: the first of the 64 hexadecimal digits of a digest, or all"
+            );
         }
         let ago = |flag: &str, ago: Option<Duration>| {
             let time = |ago| SystemTime::now().checked_sub(ago).filter(|time| *time >= SystemTime::UNIX_EPOCH);
@@ -443,7 +462,7 @@ impl FilterArgs {
             id: self.id,
             since: ago("--since", self.since)?,
             until: ago("--until", self.until)?,
-            component: self.component,
+            component,
         })
     }
 }
@@ -456,17 +475,15 @@ impl Filter {
 
     /// Whether the letter is meant.
     pub fn matches(&self, letter: &Letter) -> bool {
-        let digest = |text: &str| text.strip_prefix("sha256:").unwrap_or(text).to_owned();
         let is = |name: &str, test: &dyn Fn(&str) -> bool| letter.header(name).is_some_and(test);
         (self.reasons.is_empty() || is(REASON, &|reason| self.reasons.iter().any(|wanted| wanted == reason)))
             && self.subject.as_ref().is_none_or(|wanted| is(SUBJECT, &|subject| overlap(wanted, subject)))
             && self.id.as_ref().is_none_or(|wanted| is(ID, &|id| id == wanted))
             && self.since.is_none_or(|since| letter.stored >= since)
             && self.until.is_none_or(|until| letter.stored < until)
-            && self
-                .component
-                .as_ref()
-                .is_none_or(|wanted| is(COMPONENT, &|component| digest(component).starts_with(&digest(wanted))))
+            && self.component.as_ref().is_none_or(|wanted| {
+                is(COMPONENT, &|digest| digest.strip_prefix("sha256:").is_some_and(|digits| digits.starts_with(wanted)))
+            })
     }
 }
 
@@ -485,6 +502,33 @@ mod tests {
         {
             assert!(headers(odd).is_err(), "{odd:?}");
         }
+    }
+
+    #[test]
+    fn filters_that_choose_nothing_or_everything_are_refused() {
+        #[derive(Debug, clap::Parser)]
+        struct Command {
+            #[command(flatten)]
+            filter: FilterArgs,
+        }
+        let resolve = |arg: &str| <Command as clap::Parser>::parse_from(["test", arg]).filter.resolve();
+        for (arg, expected) in [
+            ("--component=", "--component is empty"),
+            ("--component=sha256:", "--component is empty"),
+            ("--component=md5:00", "64 hexadecimal digits"),
+            ("--id=", "--id is empty"),
+            ("--subject=", "--subject is empty"),
+            ("--reason=", "one of rejected, trap, deadline, "),
+            ("--reason=trap,nonsense", "\"nonsense\": one of "),
+        ] {
+            let err = resolve(arg).expect_err(arg).to_string();
+            assert!(err.contains(expected), "{arg}: {err}");
+        }
+        let digest = |arg| resolve(arg).expect(arg).component;
+        assert_eq!(digest("--component=SHA256:AB0"), Some("ab0".to_owned()));
+        assert_eq!(digest("--component=ab0"), Some("ab0".to_owned()));
+        let reasons = DeadReason::DEAD.map(DeadReason::name).join(",");
+        assert_eq!(resolve(&format!("--reason={reasons}")).expect("all of them").reasons.len(), 11);
     }
 
     #[test]
@@ -515,7 +559,7 @@ mod tests {
             (Filter { id: Some("MAIL:1:triage:7".into()), ..Default::default() }, true),
             (Filter { id: Some("MAIL:1:triage:8".into()), ..Default::default() }, false),
             (Filter { component: Some("ab".into()), ..Default::default() }, true),
-            (Filter { component: Some("sha256:ac".into()), ..Default::default() }, false),
+            (Filter { component: Some("ac".into()), ..Default::default() }, false),
             (Filter { since: Some(stored), until: Some(later), ..Default::default() }, true),
             (Filter { since: Some(later), ..Default::default() }, false),
             (Filter { until: Some(stored), ..Default::default() }, false),

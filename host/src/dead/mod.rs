@@ -2,10 +2,11 @@
 
 mod letters;
 
-use crate::cli::{harmless, is_broken_pipe, print};
+use crate::cli::{counted, harmless, is_broken_pipe, print};
 use crate::letter::{RAW_HEADERS, SUBJECT, check_id, new_headers, replay_headers};
 use crate::names::covers;
 use crate::nats::{find, innermost};
+use crate::settle::DeadReason;
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use async_nats::jetstream::context::{PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
@@ -309,7 +310,8 @@ impl ReplayArgs {
             return would(&dead, "replay", &chosen);
         }
         let (dead, keep, as_new) = (&dead, self.keep, self.as_new);
-        let work = Work { verb: "replayed", total: chosen.len(), quiet: self.quiet };
+        let named = matches!(selection, Selection::Named(_));
+        let work = Work { verb: "replayed", total: chosen.len(), quiet: self.quiet, named };
         let max_payload = dead.jetstream.client().server_info().max_payload as u64;
         Ok(work.on(chosen, max_payload, async |sequence| replay(dead, sequence, keep, as_new).await).await)
     }
@@ -347,14 +349,13 @@ impl DropArgs {
             return Ok(ExitCode::FAILURE);
         }
         let (dead, named) = (&dead, matches!(selection, Selection::Named(_)));
-        let work = Work { verb: "dropped", total: chosen.len(), quiet: self.quiet };
+        let work = Work { verb: "dropped", total: chosen.len(), quiet: self.quiet, named };
         Ok(work.on(chosen, 0, async |sequence| remove(dead, sequence, named).await).await)
     }
 }
 
 fn may_drop(dead: &DeadLetters, count: u64) -> Result<bool> {
-    let plural = if count == 1 { "" } else { "s" };
-    eprint!("Remove {count} dead letter{plural} of {} for good? [y/N] ", dead.of());
+    eprint!("Remove {} of {} for good? [y/N] ", counted(count, "dead letter"), dead.of());
     let mut answer = String::new();
     io::stdin().read_line(&mut answer).context("read the answer")?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
@@ -394,7 +395,7 @@ impl Selection {
                 if show {
                     for sequence in sequences {
                         let letter = dead.get(*sequence).await?;
-                        let letter = letter.with_context(|| format!("there is no letter {sequence}"))?;
+                        let letter = letter.with_context(|| format!("letter {sequence}: there is no such letter"))?;
                         each(&letter)?;
                     }
                 }
@@ -431,9 +432,7 @@ async fn chosen(
 }
 
 fn would(dead: &DeadLetters, verb: &str, chosen: &[Chosen]) -> Result<ExitCode> {
-    let count = chosen.len();
-    let plural = if count == 1 { "" } else { "s" };
-    say(&format!("would {verb} {count} letter{plural} of {}", dead.of()));
+    say(&format!("would {verb} {} of {}", counted(chosen.len() as u64, "letter"), dead.of()));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -445,8 +444,7 @@ async fn check_replayable(dead: &DeadLetters) -> Result<()> {
     let config = dead.config("STREAM.INFO", stream, "config").await?;
     ensure!(
         config["subjects"].as_array().into_iter().flatten().any(takes),
-        "stream {stream} does not take {replays}; `host provision --update` with the flags it was made with adds it, or \
-         --as-new publishes new messages"
+        "stream {stream} does not take {replays}; `host provision --update` adds it, or --as-new publishes new messages"
     );
     let config = dead.config("CONSUMER.INFO", &format!("{stream}.{consumer}"), "config").await?;
     let filters: Vec<&Value> = config["filter_subjects"]
@@ -458,8 +456,8 @@ async fn check_replayable(dead: &DeadLetters) -> Result<()> {
         .collect();
     ensure!(
         filters.is_empty() || filters.into_iter().any(takes),
-        "the filter of {} leaves out {replays}; on a nats-server 2.10 or later `host provision --update` with its \
-         --filter adds it, or --as-new publishes new messages",
+        "the filter of {} leaves out {replays}; on a nats-server 2.10 or later `host provision --update` adds it, or \
+         --as-new publishes new messages",
         dead.of()
     );
     Ok(())
@@ -513,7 +511,9 @@ async fn replay(dead: &DeadLetters, sequence: u64, keep: bool, as_new: bool) -> 
     }
     // With the time of the letter: a stream that is made anew counts from one again.
     let stored = letter.stored.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
-    headers.insert("Nats-Msg-Id", format!("replay.{id}.{sequence}.{stored}"));
+    // A new message is another one than a replay of the same letter.
+    let kind = if as_new { "new" } else { "replay" };
+    headers.insert("Nats-Msg-Id", format!("{kind}.{id}.{sequence}.{stored}"));
     headers.insert("Nats-Expected-Stream", names.stream.as_str());
     let payload = match &letter.front {
         Some(block) if !as_new => [&block[..], &letter.mail].concat().into(),
@@ -578,6 +578,8 @@ struct Work {
     verb: &'static str,
     total: usize,
     quiet: bool,
+    /// Whether the letters were named, one by one: then each has to be there.
+    named: bool,
 }
 
 impl Work {
@@ -604,6 +606,10 @@ impl Work {
             }
             let Some((sequence, bytes, done)) = running.next().await else { break };
             running_bytes -= bytes;
+            let done = match done {
+                Ok(Done::Gone) if self.named => Err(Failure::Letter("there is no such letter".into())),
+                done => done,
+            };
             match done {
                 Ok(Done::Now(bytes)) => (tally.done, tally.bytes) = (tally.done + 1, tally.bytes + bytes),
                 Ok(Done::Before) => (tally.done, tally.known) = (tally.done + 1, tally.known + 1),
@@ -659,8 +665,7 @@ struct Tally {
 impl Tally {
     fn summary(&self, verb: &str, took: Duration) -> String {
         let Self { done, known, gone, failed, bytes } = self;
-        let plural = if *done == 1 { "" } else { "s" };
-        let mut text = format!("{verb} {done} letter{plural}");
+        let mut text = format!("{verb} {}", counted(*done, "letter"));
         // Writing to a string cannot fail.
         if *known > 0 {
             let _ = write!(text, " ({known} had been before)");
@@ -716,10 +721,18 @@ impl Table {
     }
 }
 
+/// As wide as the longest reason.
+fn reason_width() -> usize {
+    DeadReason::DEAD.into_iter().map(|reason| reason.name().len()).max().unwrap_or(0)
+}
+
 fn row(cells: &[&str; 8], width: Option<usize>) -> String {
     let [number, time, reason, tries, size, subject, id, detail] = cells.map(harmless);
     let id = if width.is_none_or(|width| width >= WIDE) { format!("{id:<28}  ") } else { String::new() };
-    let line = format!("{number:>8}  {time:<20}  {reason:<12}  {tries:>5}  {size:>10}  {subject:<20}  {id}{detail}");
+    let reason_width = reason_width();
+    let line = format!(
+        "{number:>8}  {time:<20}  {reason:<reason_width$}  {tries:>5}  {size:>10}  {subject:<20}  {id}{detail}"
+    );
     let line = line.trim_end();
     match width {
         Some(width) if line.chars().count() > width => line.chars().take(width - 1).chain(['…', '\n']).collect(),
@@ -766,7 +779,8 @@ impl Summary {
             } else {
                 let Group { letters, bytes, oldest, newest } = group;
                 let (reason, size) = (harmless(reason), HumanBytes(*bytes).to_string());
-                writeln!(text, "{letters:>8}  {reason:<12}  {size:>10}  {oldest} to {newest}")?;
+                let width = reason_width();
+                writeln!(text, "{letters:>8}  {reason:<width$}  {size:>10}  {oldest} to {newest}")?;
             }
         }
         Ok(text)
@@ -833,6 +847,9 @@ mod tests {
         let cells = ["7", "2026-11-21T10:00:00Z", "trap", "5", "1 KiB", "mail.a", "MAIL:1:triage:7", "a\u{1b}[2J"];
         let plain = row(&cells, None);
         assert!(plain.contains("MAIL:1:triage:7") && plain.ends_with("a\\u{1b}[2J\n"), "{plain}");
+        let mut longer = cells;
+        longer[2] = "unreadable-headers";
+        assert_eq!(row(&longer, None).find("mail.a"), plain.find("mail.a"));
         let narrow = row(&cells, Some(80));
         assert!(narrow.chars().count() == 81 && narrow.ends_with("…\n") && !narrow.contains("triage"), "{narrow}");
     }

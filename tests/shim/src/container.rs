@@ -18,8 +18,8 @@ use tonic::Status;
 /// The user of containers that run as nobody in particular.
 pub const NONROOT: i64 = 65532;
 
-/// What Kubernetes hides of the kernel, and what it lets be read only.
-const MASKED: [&str; 10] = [
+/// What Kubernetes hides of the kernel.
+pub const MASKED: [&str; 10] = [
     "/proc/asound",
     "/proc/acpi",
     "/proc/kcore",
@@ -31,6 +31,8 @@ const MASKED: [&str; 10] = [
     "/proc/scsi",
     "/sys/firmware",
 ];
+
+/// What it lets be read only.
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// A container, created or further.

@@ -37,9 +37,9 @@ pub fn processes(folder: &Path, cgroup: &str) -> Vec<Found> {
     found
 }
 
-/// All mount points below `folder`, the deepest first.
-pub fn mounts(folder: &Path) -> Vec<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+/// All mount points below `folder` that a process sees, which is `self` or a number; the deepest first.
+pub fn mounts(process: &str, folder: &Path) -> Vec<PathBuf> {
+    let mounts = fs::read_to_string(format!("/proc/{process}/mounts")).unwrap_or_default();
     let points = mounts.lines().filter_map(|mount| mount.split(' ').nth(1)).map(PathBuf::from);
     let mut found: Vec<PathBuf> = points.filter(|point| point.starts_with(folder)).collect();
     found.sort();

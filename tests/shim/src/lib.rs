@@ -19,7 +19,7 @@ pub mod network;
 mod node;
 mod pod;
 
-pub use container::{Container, ContainerBuilder, Line};
+pub use container::{Container, ContainerBuilder, Line, MASKED};
 pub use image::{Image, archive};
 pub use node::{MAILROOM, Node, RUNC};
 pub use pod::{Pod, PodBuilder};

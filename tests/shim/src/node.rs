@@ -63,6 +63,8 @@ pub struct Node {
     pub(crate) cgroups: Cgroups,
     bridge: Bridge,
     sockets: Mutex<BTreeSet<PathBuf>>,
+    /// A mount that this machine has and the node has not.
+    hidden: Option<&'static Path>,
 }
 
 impl Node {
@@ -71,6 +73,20 @@ impl Node {
     /// # Errors
     /// When this is not root, or something is not installed or not built; the error names the command that does it.
     pub async fn start() -> Result<Self> {
+        Self::start_without(None).await
+    }
+
+    /// As [`Node::start`], but where both versions of cgroups are mounted the node sees the older alone: crun refuses
+    /// to work beside a newer one that has controllers.
+    ///
+    /// # Errors
+    /// As [`Node::start`].
+    pub async fn start_for_crun() -> Result<Self> {
+        let beside = Path::new("/sys/fs/cgroup/unified");
+        Self::start_without(beside.exists().then_some(beside)).await
+    }
+
+    async fn start_without(hidden: Option<&'static Path>) -> Result<Self> {
         ensure!(getuid().is_root(), "only root may start containers; run the tests of the shim as root");
         tools::installed("runc", "runc")?;
         tools::installed("crun", "crun")?;
@@ -86,7 +102,7 @@ impl Node {
         let cgroups = Cgroups::new(&name)?;
         let bridge = Bridge::new()?;
         let sockets = Mutex::default();
-        let node = Self { containerd: Mutex::new(None), channel, cgroups, bridge, sockets, folder };
+        let node = Self { containerd: Mutex::new(None), channel, cgroups, bridge, sockets, hidden, folder };
         node.configure().await?;
         node.start_containerd().await?;
         let sidecar = fs::read(tools::sidecar()?).context("read the sidecar")?;
@@ -171,18 +187,43 @@ impl Node {
     /// # Errors
     /// As [`command::run`].
     pub async fn ctr(&self, args: &[&str]) -> Result<command::Output> {
-        self.ctr_in("k8s.io", args).await
+        let ctr = self.ctr_words(args)?;
+        command::run(&ctr[0], &ctr[1..], b"", CALL_DEADLINE).await
     }
 
-    /// Runs `ctr` in a namespace of containerd.
+    /// Runs a container by hand, without a pod: `ctr run` with our shim and `args` after the options that every such
+    /// run needs, with `input` as its standard input.
     ///
     /// # Errors
     /// As [`command::run`].
-    pub async fn ctr_in(&self, namespace: &str, args: &[&str]) -> Result<command::Output> {
-        let socket = self.socket();
-        let fixed = ["--address", &*socket.to_string_lossy(), "--namespace", namespace];
-        let ctr = tools::installed("ctr", "containerd")?;
-        command::run(ctr, fixed.iter().chain(args), b"", CALL_DEADLINE).await
+    pub async fn run_by_hand(&self, args: &[&str], input: &[u8]) -> Result<command::Output> {
+        let ctr = self.by_hand_words(args)?;
+        command::run(&ctr[0], &ctr[1..], input, CALL_DEADLINE).await
+    }
+
+    /// The same at a terminal, whose output is all that there is.
+    ///
+    /// # Errors
+    /// As [`command::run`].
+    pub async fn run_at_terminal(&self, args: &[&str], input: &[u8]) -> Result<command::Output> {
+        let args = [&["--tty"], args].concat();
+        let script = ["--quiet", "--return", "--command", &self.by_hand_words(&args)?.join(" "), "/dev/null"];
+        command::run(tools::installed("script", "bsdutils")?, script, input, CALL_DEADLINE).await
+    }
+
+    /// A command of `ctr`, in the namespace of Kubernetes.
+    fn ctr_words(&self, args: &[&str]) -> Result<Vec<String>> {
+        let (ctr, socket) = (tools::installed("ctr", "containerd")?, self.socket());
+        let fixed = [&*ctr.to_string_lossy(), "--address", &*socket.to_string_lossy(), "--namespace", "k8s.io"];
+        Ok(fixed.iter().chain(args).map(|&word| word.to_owned()).collect())
+    }
+
+    fn by_hand_words(&self, args: &[&str]) -> Result<Vec<String>> {
+        let options = self.folder().join(format!("{MAILROOM}.toml"));
+        let cgroup = format!("{}by-hand/container", self.cgroup());
+        let fixed = ["run", "--rm", "--net-host", "--runtime", "io.containerd.mailroom.v1", "--cgroup", &cgroup];
+        let options = ["--runtime-config-path", &options.to_string_lossy()];
+        self.ctr_words(&[&fixed[..], &options, args].concat())
     }
 
     /// Ends containerd at once, as a crash would; its pods go on.
@@ -196,7 +237,16 @@ impl Node {
     /// When it does not.
     pub async fn start_containerd(&self) -> Result<()> {
         self.kill_containerd();
-        let mut command = Command::new(tools::installed("containerd", "containerd")?);
+        let containerd = tools::installed("containerd", "containerd")?;
+        let mut command = match self.hidden {
+            None => Command::new(containerd),
+            Some(hidden) => {
+                let mut command = Command::new(tools::installed("unshare", "util-linux")?);
+                command.args(["--mount", "--propagation", "private", "sh", "-c", "umount \"$0\" && exec \"$@\""]);
+                command.arg(hidden).arg(containerd);
+                command
+            }
+        };
         command.arg("--config").arg(self.folder().join("config.toml"));
         // The shim is found on containerd's path.
         let path = std::env::var_os("PATH").unwrap_or_default();
@@ -213,10 +263,15 @@ impl Node {
         eventually(START_DEADLINE, "containerd answers", answers, |_| true).await.map(drop)
     }
 
+    /// The processes that belong to the node, those of containerd, of the shims and of the pods.
+    pub fn processes(&self) -> Vec<leftovers::Found> {
+        leftovers::processes(self.folder(), &self.cgroup())
+    }
+
     /// The shims that run, by the ids of their processes.
     pub fn shims(&self) -> Vec<u32> {
         let socket = self.socket();
-        let processes = leftovers::processes(self.folder(), &self.cgroup()).into_iter();
+        let processes = self.processes().into_iter();
         let is_shim =
             |command: &str| command.contains("containerd-shim-") && command.contains(&*socket.to_string_lossy());
         processes.filter(|process| is_shim(&process.command)).map(|process| process.pid).collect()
@@ -254,8 +309,7 @@ impl Node {
     pub fn left(&self) -> Vec<String> {
         let own = self.containerd().as_ref().map(Process::id);
         let mut left = Vec::new();
-        let processes = leftovers::processes(self.folder(), &self.cgroup()).into_iter();
-        let processes = processes.filter(|process| Some(process.pid) != own);
+        let processes = self.processes().into_iter().filter(|process| Some(process.pid) != own);
         left.extend(processes.map(|process| format!("process {}: {}", process.pid, process.command)));
         left.extend(self.mounts().iter().map(|mount| format!("mount {}", mount.display())));
         let cgroups = self.cgroups.of_containers();
@@ -309,7 +363,8 @@ impl Node {
     }
 
     fn mounts(&self) -> Vec<PathBuf> {
-        leftovers::mounts(self.folder())
+        let process = self.containerd().as_ref().map_or("self".to_owned(), |process| process.id().to_string());
+        leftovers::mounts(&process, self.folder())
     }
 
     async fn configure(&self) -> Result<()> {
@@ -379,7 +434,7 @@ impl Drop for Node {
         // A shim that dies may just be starting something.
         let end = Instant::now() + GONE_DEADLINE;
         while Instant::now() < end {
-            let left = leftovers::processes(self.folder(), &self.cgroup());
+            let left = self.processes();
             if left.is_empty() {
                 break;
             }

@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::{Map, Value, json};
 use std::fs;
 use std::hint::black_box;
-use std::io::{BufRead as _, Write as _};
+use std::io::{BufRead as _, IsTerminal as _};
 use std::process::ExitCode;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -54,9 +54,13 @@ async fn run(words: &[&str]) -> Result<u8> {
             terminate.recv().await;
         }
         ["report"] => println!("{}", report()?),
+        // Says what it reads, up to the end or a line `end`.
         ["echo"] => {
             for line in std::io::stdin().lock().lines() {
-                writeln!(std::io::stdout(), "{}", line?)?;
+                match line?.as_str() {
+                    "end" => break,
+                    line => println!("read {line}"),
+                }
             }
         }
         ["write", path] => fs::write(path, "written").with_context(|| format!("write {path}"))?,
@@ -77,6 +81,7 @@ fn report() -> Result<Value> {
     Ok(json!({
         "status": status,
         "environment": environment,
+        "terminal": std::io::stdout().is_terminal(),
         "arguments": std::env::args().collect::<Vec<_>>(),
         "hostname": read("/proc/sys/kernel/hostname")?.trim(),
         "resolv": read("/etc/resolv.conf")?,

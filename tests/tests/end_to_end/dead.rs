@@ -167,6 +167,31 @@ async fn a_replay_gives_no_second_verdict() -> Result<()> {
     bed.letters(1).await
 }
 
+/// A letter that is run again and one that becomes a new message are two things, whichever comes first: each is
+/// published, and the letter is only removed for a message that is stored.
+#[tokio::test]
+async fn a_replay_and_a_new_message_of_one_letter_do_not_pass_for_each_other() -> Result<()> {
+    let bed = Bed::new().await?;
+    let _host = bed.actor(&[]).await?;
+    for (number, order) in (1_u64..).zip([["--keep", "--as-new"], ["--as-new", "--keep"]]) {
+        bed.forge(number, "trap").await?;
+        let letter = streams::dead_letters(&bed.jetstream).await?.last().context("a letter")?.sequence.to_string();
+        for way in order {
+            let args = ["replay", &letter, "--keep", way];
+            let said = bed.dead(if way == "--keep" { &args[..3] } else { &args }).await?.success()?.stderr;
+            assert!(said.starts_with("replayed 1 letter, "), "{order:?}, {way}: {said}");
+            // The same once more is the same.
+            let said = bed.dead(if way == "--keep" { &args[..3] } else { &args }).await?.success()?.stderr;
+            assert!(said.starts_with("replayed 1 letter (1 had been before)"), "{order:?}, {way}: {said}");
+        }
+        assert_eq!(streams::count(&bed.jetstream, streams::MAIL).await?, 2 * number);
+    }
+    // One under each letter's id, and one under each new message's.
+    bed.settled().await?;
+    assert_eq!(streams::count(&bed.jetstream, streams::VERDICTS).await?, 4);
+    Ok(())
+}
+
 /// A message that dies again is a dead letter again, though the server still knows the first letter's id. Nothing is
 /// lost between the two.
 #[tokio::test]
@@ -321,8 +346,15 @@ async fn an_id_is_believed_on_the_replay_subject_only() -> Result<()> {
         headers.insert(name, value);
         bed.jetstream.publish_with_headers(subject, headers, "verdict odd".into()).await?.await?;
     }
-    let mut letters = bed.dead_letters(bad.len()).await?;
+    // Nothing follows the consumer.
+    headers.insert("Nats-Msg-Id", "another");
+    let no_subject = "replay.MAIL.triage";
+    bed.jetstream.publish_with_headers(no_subject, headers, "verdict odd".into()).await?.await?;
+    let mut letters = bed.dead_letters(bad.len() + 1).await?;
     letters.sort_by_key(|letter| letter.mail_sequence().ok());
+    let last = letters.pop().context("a letter")?;
+    assert_eq!(last.header("Mailroom-Reason"), Some("replay"));
+    assert_eq!(last.header("Mailroom-Subject"), Some(no_subject));
     for (sequence, letter) in (2..).zip(&letters) {
         assert_eq!(letter.header("Mailroom-Reason"), Some("replay"));
         assert_eq!(letter.header("Mailroom-Subject"), Some(subject));
@@ -356,7 +388,7 @@ async fn thousands_of_letters_are_handled() -> Result<()> {
     let summary = bed.dead(&["list", "--summary"]).await?.success()?.stdout;
     assert!(summary.contains("1200  rejected ") && summary.contains("3000  trap "), "{summary}");
     assert_eq!(bed.listed(&["--id", "MAIL:1:triage:700"]).await?.len(), 2);
-    assert_eq!(bed.listed(&["--since", "1h", "--subject", "mail.*", "--reason", "rejected,x"]).await?.len(), 1200);
+    assert_eq!(bed.listed(&["--since", "1h", "--subject", "mail.*", "--reason", "rejected,stack"]).await?.len(), 1200);
     assert_eq!(bed.listed(&["--until", "1h"]).await?.len(), 0);
 
     let host = bed.actor(&[]).await?;
@@ -371,8 +403,10 @@ async fn thousands_of_letters_are_handled() -> Result<()> {
     outcome(&host, "verdict", 3000.0).await?;
 
     bed.dead(&["drop", "--reason", "rejected", "--until", "1h", "--yes"]).await?.success()?;
-    let said = bed.dead(&["drop", "3001", "3002", "9999", "--yes"]).await?.success()?.stderr;
-    assert!(said.contains("dropped 2 letters") && said.contains("1 gone already"), "{said}");
+    let dropped = bed.dead(&["drop", "3001", "3002", "9999", "--yes"]).await?;
+    let said = &dropped.stderr;
+    assert!(dropped.code() == Some(1) && said.contains("dropped 2 letters"), "{dropped:?}");
+    assert!(said.contains("letter 9999: there is no such letter") && said.contains("1 failed"), "{said}");
     bed.letters(rejects - 2).await?;
     let said = bed.dead(&["drop", "--id", "MAIL:1:triage:700", "--yes"]).await?.success()?.stderr;
     assert!(said.contains("dropped 1 letter,"), "{said}");
@@ -412,6 +446,13 @@ async fn what_cannot_be_meant_or_done_is_refused() -> Result<()> {
         (&["drop", "--all", "--reason", "trap"], "exclude each other"),
         (&["drop", "--all"], "add --yes"),
         (&["replay", "--subject", "a..b"], "two dots"),
+        (&["replay", "--component", ""], "--component is empty"),
+        (&["drop", "--component", "sha256:", "--yes"], "--component is empty"),
+        (&["drop", "--id", "", "--yes"], "--id is empty"),
+        (&["list", "--reason", "nonsense"], "\"nonsense\": one of rejected, trap, "),
+        (&["drop", "999", "--yes"], "letter 999: there is no such letter"),
+        (&["replay", "999"], "letter 999: there is no such letter"),
+        (&["replay", "999", "--dry-run"], "letter 999: there is no such letter"),
         (&["replay", "--all", "--consumer", "gone"], "no consumer gone of stream MAIL"),
         (&["replay", "--all", "--stream", "OTHER"], "no stream OTHER"),
         (&["list", "--dead-stream", "NONE"], "no stream NONE; `host provision` makes it"),

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use tests::bed::{Bed, SOON};
 use tests::prelude::*;
 
-/// Two deliveries, neither of which takes long.
+/// Two deliveries, neither of which takes long; and time enough for what ends before the deadline, on a busy machine.
 const IMPATIENT: [&str; 12] = [
     "--attempts",
     "2",
@@ -17,7 +17,7 @@ const IMPATIENT: [&str; 12] = [
     "--retry-max",
     "50ms",
     "--deadline",
-    "300ms",
+    "3s",
     "--memory-max",
     "8MiB",
     "--host-calls-max",
@@ -74,7 +74,7 @@ fn attempts() -> Vec<Attempt> {
     let post_return =
         |name, code: &str, reason, detail| Attempt { when: When::PostReturn, ..attempt(name, code, reason, detail) };
     vec![
-        attempt("endless_loop", &format!("{spin} unreachable"), "deadline", "within 300ms; in endless_loop < triage"),
+        attempt("endless_loop", &format!("{spin} unreachable"), "deadline", "within 3s; in endless_loop < triage"),
         attempt("endless_recursion", "(call $endless_recursion)", "stack", "stack overflow; in endless_recursion < endless_recursion"),
         attempt("division_by_zero", "(i32.div_u (i32.const 1) (i32.const 0))", "trap", "divide by zero; in division_by_zero < triage"),
         attempt("stray_load", "(i32.load (i32.const -8))", "trap", "out of bounds memory access"),
@@ -86,7 +86,7 @@ fn attempts() -> Vec<Attempt> {
             "memory",
             "8388608 bytes",
         ),
-        attempt("memory_whatever_comes", "(loop $again (drop (memory.grow (i32.const 1))) (br $again)) unreachable", "deadline", "300ms"),
+        attempt("memory_whatever_comes", "(loop $again (drop (memory.grow (i32.const 1))) (br $again)) unreachable", "deadline", "3s"),
         attempt(
             "table_without_bound",
             "(loop $again (br_if $again (i32.ne (table.grow (ref.null func) (i32.const 100)) (i32.const -1))))
@@ -339,11 +339,12 @@ async fn settled_as(bed: &Bed, host: &Host, cases: impl IntoIterator<Item = (u64
     assert_eq!(letters.len() as f64, reasons.values().sum::<f64>());
     let look = async || {
         let metrics = host.metrics().await?;
-        let count =
-            |outcome, reason| metrics.get("mailroom_messages_total", &[("outcome", outcome), ("reason", reason)]);
-        Ok(reasons.keys().map(|reason| [count("dead", reason), count("retry", reason)]).collect::<Vec<_>>())
+        let count = |labels: &[(&str, &str)]| metrics.get("mailroom_messages_total", labels);
+        let dead: Vec<_> = reasons.keys().map(|reason| count(&[("outcome", "dead"), ("reason", reason)])).collect();
+        // On a busy machine a first run may end for want of time.
+        Ok((dead, count(&[("outcome", "retry")])))
     };
-    let counted: Vec<_> = reasons.values().map(|count| [Some(*count); 2]).collect();
+    let counted = (reasons.values().copied().map(Some).collect(), Some(reasons.values().sum()));
     eventually(SOON, "all in the metrics", look, |found| *found == counted).await.map(drop)
 }
 
@@ -383,7 +384,7 @@ async fn nothing_is_left_for_the_next_message() -> Result<()> {
     let folder = crafted::folder()?;
     let component = crafted::file(folder.path(), "marks.wasm", crafted::guest_of(module, world)?)?;
     let bed = Bed::new().await?;
-    let args = ["--shards", "1", "--slots", "1", "--attempts", "1"];
+    let args = ["--shards", "1", "--slots", "1", "--attempts", "1", "--deadline", "20s"];
     let _host = Host::on(bed.server.url()).component(component).args(args).start().await?;
     bed.tell(["calm", "calm", "a mail to trap on", "calm", "calm"]).await?;
     bed.settled().await?;

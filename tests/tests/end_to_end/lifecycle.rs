@@ -77,6 +77,7 @@ async fn sigterm_drains_and_hands_back_what_was_not_begun() -> Result<()> {
     bed.verdicts(8).await?;
     let status = host.stop(SOON).await?;
     assert_eq!(status.code(), Some(0));
+    host.wait_for_line(SOON, |line| line.contains("\"drained\"")).await?;
     let mut consumer = bed.consumer().await?;
     let info = consumer.info().await?;
     assert!(info.num_pending < 300, "{info:?}");
@@ -85,15 +86,21 @@ async fn sigterm_drains_and_hands_back_what_was_not_begun() -> Result<()> {
     bed.one_verdict_each(300).await
 }
 
-/// A message that does not end within the grace period is handed back, and the host exits with 0 all the same.
+/// A message that does not end within the grace period is handed back, and the host exits with 0 all the same. It says
+/// meanwhile that it drains, and in the end that it has not.
 #[tokio::test]
 async fn the_grace_period_bounds_the_drain() -> Result<()> {
     let bed = Bed::new().await?;
-    let mut host = bed.actor(&["--deadline", "20s", "--grace", "300ms"]).await?;
+    let mut host = bed.actor(&["--deadline", "20s", "--grace", "2s"]).await?;
     bed.tell(["sleep 15000"]).await?;
     let look = async || Ok(host.metrics().await?.get("mailroom_slots_in_use", &[]));
     eventually(SOON, "the guest runs", look, |slots| *slots == Some(1.0)).await?;
-    assert_eq!(host.stop(Duration::from_secs(10)).await?.code(), Some(0));
+    host.signal(Signal::TERM)?;
+    let look = async || host.ready().await;
+    eventually(SOON, "draining", look, |ready| *ready == (503, "draining\n".into())).await?;
+    assert_eq!(host.wait(Duration::from_secs(10)).await?.code(), Some(0));
+    host.wait_for_line(SOON, |line| line.contains("stopped: 1 message not done in time")).await?;
+    assert!(!host.process().lines().iter().any(|line| line.contains("\"drained\"")));
     // It is delivered again long before the consumer's ack wait of 30 s is over.
     let consumer = bed.consumer().await?;
     let soon = consumer.batch().max_messages(1).expires(Duration::from_secs(10)).messages();
@@ -142,11 +149,53 @@ async fn a_missing_verdict_stream_costs_no_message() -> Result<()> {
     bed.jetstream.delete_stream(streams::VERDICTS).await?;
     bed.tell(std::iter::repeat_n("verdict support", 20)).await?;
     let look = async || host.ready().await;
-    eventually(SOON, "not ready", look, |ready| ready.0 == 503 && ready.1.contains("cannot be stored")).await?;
+    let told = |ready: &str| ready.contains("verdicts cannot be stored") && !ready.contains("letters");
+    eventually(SOON, "not ready", look, |ready| ready.0 == 503 && told(&ready.1)).await?;
     host.wait_for_line(SOON, |line| line.contains("cannot store a verdict")).await?;
     bed.provision(&[]).await?;
     host.until_ready(SOON).await?;
+    host.wait_for_line(SOON, |line| line.contains("verdicts can be stored again; fetching goes on")).await?;
     bed.one_verdict_each(20).await
+}
+
+/// So it is with the dead letters.
+#[tokio::test]
+async fn a_missing_dead_letter_stream_costs_no_message() -> Result<()> {
+    let bed = Bed::new().await?;
+    let host = bed.actor(&[]).await?;
+    bed.jetstream.delete_stream(streams::DEAD).await?;
+    bed.tell(["reject it"]).await?;
+    let look = async || host.ready().await;
+    let told = |ready: &str| ready.contains("dead letters cannot be stored") && !ready.contains("verdicts");
+    eventually(SOON, "not ready", look, |ready| ready.0 == 503 && told(&ready.1)).await?;
+    host.wait_for_line(SOON, |line| line.contains("cannot store a dead letter")).await?;
+    bed.provision(&[]).await?;
+    host.until_ready(SOON).await?;
+    host.wait_for_line(SOON, |line| line.contains("dead letters can be stored again; fetching goes on")).await?;
+    bed.dead_letters(1).await?;
+    bed.settled().await
+}
+
+/// A result that no stream will ever take is told with what it is and its size, and its message stays.
+#[tokio::test]
+async fn a_result_that_is_too_large_is_told_with_its_size() -> Result<()> {
+    let bed = Bed::new().await?;
+    for stream in [streams::VERDICTS, streams::DEAD] {
+        let mut config = bed.jetstream.get_stream(stream).await?.cached_info().config.clone();
+        config.max_message_size = 100;
+        bed.jetstream.update_stream(&config).await?;
+    }
+    let host = bed.actor(&[]).await?;
+    bed.tell(["verdict support", "reject it"]).await?;
+    for what in ["verdict", "dead letter"] {
+        let said = format!("the {what} is too large with ");
+        let line = host.wait_for_line(SOON, |line| line.contains(&said)).await?;
+        let bytes = line.split(&said).nth(1).and_then(|rest| rest.split(" bytes for the server's").next());
+        let bytes: usize = bytes.unwrap_or_default().parse().with_context(|| line.clone())?;
+        assert!((300..1000).contains(&bytes) && line.contains("the message stays in its stream"), "{line}");
+    }
+    assert_eq!(bed.consumer().await?.cached_info().num_ack_pending, 2);
+    Ok(())
 }
 
 /// A consumer that is deleted and made again is found again.
@@ -161,6 +210,7 @@ async fn a_consumer_made_again_is_found_again() -> Result<()> {
     eventually(SOON, "not ready", look, |ready| ready.0 == 503 && ready.1.contains("no consumer")).await?;
     bed.provision(&[]).await?;
     host.until_ready(SOON).await?;
+    host.wait_for_line(SOON, |line| line.contains("fetching goes on; 0 messages returned as gone")).await?;
     bed.tell(["verdict support"]).await?;
     // The new consumer begins at the first mail again, which has its verdict.
     bed.one_verdict_each(2).await

@@ -32,6 +32,7 @@ async fn late_acknowledgements_do_not_settle_messages_of_a_stream_made_again() -
         message.ack_with(AckKind::Nak(None)).await.map_err(anyhow::Error::from_boxed)?;
     }
     own_verdicts(&bed, 100).await?;
+    host.wait_for_line(SOON, |line| line.contains("fetching goes on; 8 messages returned as gone")).await?;
     host.until_ready(SOON).await
 }
 

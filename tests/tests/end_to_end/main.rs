@@ -15,5 +15,6 @@ mod load;
 mod made_again;
 mod messages;
 mod offline;
+mod provision;
 mod serve;
 mod startup;

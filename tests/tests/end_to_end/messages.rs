@@ -197,6 +197,15 @@ async fn guest_output_is_logged_within_bounds() -> Result<()> {
     bed.verdicts(2).await?;
     let line = host.wait_for_line(SOON, |line| line.contains("hello there")).await?;
     assert!(line.contains(":triage:1"), "{line}");
+    // Escaped once, for JSON, and for a terminal where a person reads it.
+    let odd = "it's \"x\" a\\b \u{1b}[2J\u{202e}";
+    bed.tell([format!("print {odd}")]).await?;
+    let line = host.wait_for_line(SOON, |line| line.contains("it's")).await?;
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&line)?["message"], odd);
+    bed.provision(&["--consumer", "text"]).await?;
+    let text = bed.actor(&["--consumer", "text", "--log-format", "text"]).await?;
+    let harmless = odd.replace('\u{1b}', "\\u{1b}").replace('\u{202e}', "\\u{202e}");
+    text.wait_for_line(SOON, |line| line.contains(&harmless) && line.contains(":text:3")).await?;
     host.wait_for_line(SOON, |line| line.contains("bytes more")).await?;
     Ok(())
 }

@@ -209,9 +209,10 @@ async fn an_unsafe_consumer_is_refused() -> Result<()> {
     server_refused(&url, &[], &words).await?;
 
     bed.provision(&["--update"]).await?;
-    let words = ["consumer triage of stream MAIL", "ack_wait 30s", "--deadline", "--ack-wait"];
-    server_refused(&url, &["--deadline", "30s"], &words).await?;
-    let host = Host::on(&url).start().await?;
+    let words = ["consumer triage of stream MAIL", "ack_wait 30s", "--deadline", "--update --ack-wait 80s`"];
+    server_refused(&url, &["--deadline", "40s"], &words).await?;
+    bed.provision(&["--update", "--ack-wait", "80s"]).await?;
+    let host = Host::on(&url).args(["--deadline", "40s"]).start().await?;
     host.until_ready(SOON).await
 }
 
@@ -222,8 +223,11 @@ async fn an_unsafe_verdict_stream_is_refused() -> Result<()> {
     let mut config = bed.jetstream.get_stream(streams::VERDICTS).await?.cached_info().config.clone();
     config.max_age = Duration::from_secs(3600);
     bed.jetstream.update_stream(&config).await?;
-    let words = ["stream VERDICTS keeps verdicts for 1h", "`host provision --update`", "--verdict-max-age"];
-    server_refused(bed.server.url(), &[], &words).await.map(drop)
+    let words = ["stream VERDICTS keeps verdicts for 1h", "`host provision --update` with `--verdict-max-age 7d`"];
+    server_refused(bed.server.url(), &[], &words).await?;
+    bed.provision(&["--update", "--verdict-max-age", "7d"]).await?;
+    let host = Host::on(bed.server.url()).start().await?;
+    host.until_ready(SOON).await
 }
 
 /// A server that does not let the host in ends it with the flags to look at, and never shows a secret.

@@ -1,6 +1,8 @@
 //! Machine code: made once a node, kept where only root writes, and taken from an image only if the operator says so.
 
-use crate::site::{Site, running};
+use crate::site::{Site, running, with_images};
+use k8s_cri::v1::ContainerState;
+use shim_tests::cgroup::Limits;
 use shim_tests::prelude::*;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -67,6 +69,60 @@ async fn pods_that_start_together_compile_once() -> Result<()> {
     site.finish().await
 }
 
+/// A stranger's component meets the compiler in a process that can compute and nothing else, at the cost of the pod.
+#[tokio::test]
+async fn the_compiler_is_confined() -> Result<()> {
+    let site = Site::new().await?;
+    let pod = site.node.pod().limits(Limits { memory: 512 << 20, millicores: 200 }).run().await?;
+    let container = site.host(&pod, "actor").create().await?;
+    let look = async || {
+        let processes = site.node.processes();
+        let is_compiler = |command: &str| command.contains("mailroom-compiler");
+        let compiler = processes.iter().find(|process| is_compiler(&process.command)).context("no compiler")?.pid;
+        let read = |file: &str| fs::read_to_string(format!("/proc/{compiler}/{file}"));
+        let (status, own) = (read("status")?, |name: &str| fs::read_link(format!("/proc/{compiler}/{name}")));
+        let has = |field: &str| status.lines().any(|line| line == field);
+        let fields = ["Uid:\t65534\t65534\t65534\t65534", "Gid:\t65534\t65534\t65534\t65534", "NoNewPrivs:\t1"];
+        ensure!(fields.into_iter().all(has) && has("CapEff:\t0000000000000000"), "{status}");
+        ensure!(status.lines().any(|line| line.trim_end() == "Groups:"), "{status}");
+        for namespace in ["ns/net", "ns/mnt", "ns/ipc"] {
+            ensure!(own(namespace)? != fs::read_link(format!("/proc/self/{namespace}"))?, "{namespace}");
+        }
+        ensure!(fs::read_dir(format!("/proc/{compiler}/root"))?.count() == 0, "it has files");
+        let cgroups = read("cgroup")?;
+        ensure!(cgroups.lines().any(|line| line.contains(":memory:") && line.contains("/pod")), "{cgroups}");
+        Ok(())
+    };
+    let (started, seen) = tokio::join!(container.start(), eventually(SOON, "a confined compiler", look, |()| true));
+    seen?;
+    started?;
+    running(&container).await?;
+    site.finish().await
+}
+
+/// A component that is made to cost the compiler more memory than its pod has takes nobody else's.
+#[tokio::test]
+async fn compiling_counts_to_the_memory_of_the_pod() -> Result<()> {
+    let site = Site::new().await?;
+    let step = "(local.set 0 (i32.add (local.get 0) (i32.load (local.get 0))))";
+    let bomb = format!("(component (core module (memory 1) (func (param i32) {})))", step.repeat(300_000));
+    let image = Image::scratch("bomb", &["/bomb.wasm"]).file("/bomb.wasm", wat::parse_str(bomb)?);
+    site.node.import(&[image]).await?;
+    let pod = site.node.pod().limits(Limits { memory: 48 << 20, millicores: 0 }).run().await?;
+    let sidecar = pod.container("sidecar").args(["wait"]).start().await?;
+    let container = site.host(&pod, "bomb").create().await?;
+    let error = container.start().await.err().context("it compiles in 48 MiB")?;
+    assert!(error.message().contains("/bomb.wasm") && error.message().contains("memory"), "{error}");
+    assert_eq!(sidecar.status().await?.state(), ContainerState::ContainerRunning);
+    let files = contents(&site.node.cache())?.1;
+    assert!(!files.iter().any(|file| file.extension().is_some_and(|extension| extension == "cwasm")), "{files:?}");
+    // The pod can go on with what fits.
+    running(&site.host(&pod, "triage").start().await?).await?;
+    pod.remove().await?;
+    site.node.nothing_left().await?;
+    site.finish().await
+}
+
 /// Machine code in an image could be anything: it is refused unless the operator trusts the images.
 #[tokio::test]
 async fn machine_code_in_an_image_needs_the_operators_word() -> Result<()> {
@@ -97,7 +153,7 @@ async fn machine_code_in_an_image_needs_the_operators_word() -> Result<()> {
 /// crun in the place of runc, as `BinaryName` says.
 #[tokio::test]
 async fn crun_makes_the_containers_too() -> Result<()> {
-    let site = Site::new().await?;
+    let site = Site::on(with_images(Node::start_for_crun().await?).await?, Settings::default(), &[]).await?;
     let pod = site.node.pod_of("mailroom-crun").run().await?;
     let container = site.host(&pod, "actor").start().await?;
     let sidecar = pod.container("sidecar").args(["wait"]).start().await?;

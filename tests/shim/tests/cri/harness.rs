@@ -46,10 +46,10 @@ async fn a_node_that_is_dropped_takes_its_pods_along() -> Result<()> {
     let folder = node.folder().to_owned();
     let name = folder.file_name().context("a folder has a name")?.to_string_lossy().into_owned();
     assert_ne!(shim_tests::leftovers::processes(&folder, &name).len(), 0);
-    assert_ne!(shim_tests::leftovers::mounts(&folder).len(), 0);
+    assert_ne!(shim_tests::leftovers::mounts("self", &folder).len(), 0);
     drop(node);
     assert_eq!(shim_tests::leftovers::processes(&folder, &name).len(), 0);
-    assert_eq!(shim_tests::leftovers::mounts(&folder).len(), 0);
+    assert_eq!(shim_tests::leftovers::mounts("self", &folder).len(), 0);
     assert!(!folder.exists(), "{} is there still", folder.display());
     assert!(!std::path::Path::new("/sys/fs/cgroup").join("memory").join(name).exists(), "a cgroup is there still");
     Ok(())

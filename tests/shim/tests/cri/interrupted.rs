@@ -29,8 +29,7 @@ async fn pods_outlive_containerd() -> Result<()> {
         site.node.kill_containerd();
         print(printed + 100).await?;
         if std::path::Path::new(&format!("/proc/{ending_pid}")).exists() {
-            let ending = rustix::process::Pid::from_raw(ending_pid.cast_signed()).context("a process id")?;
-            rustix::process::kill_process(ending, Signal::TERM)?;
+            kill(ending_pid, Signal::TERM)?;
         }
         site.node.start_containerd().await?;
         printed += 200;
@@ -60,8 +59,7 @@ async fn a_killed_shim_leaves_nothing() -> Result<()> {
     let sidecar = pod.container("sidecar").args(["wait"]).start().await?;
     running(&container).await?;
     let shim = site.node.shims().into_iter().find(|&shim| shim != other_shim).context("the second pod's shim")?;
-    let shim = rustix::process::Pid::from_raw(shim.cast_signed()).context("a process id")?;
-    rustix::process::kill_process(shim, Signal::KILL)?;
+    kill(shim, Signal::KILL)?;
     for container in [&container, &sidecar] {
         let status = container.ended(SOON).await?;
         assert_ne!(status.exit_code, 0, "{status:?}");
@@ -69,6 +67,24 @@ async fn a_killed_shim_leaves_nothing() -> Result<()> {
     pod.remove().await?;
     assert_eq!(bystander.status().await?.state(), ContainerState::ContainerRunning);
     other.remove().await?;
+    site.node.nothing_left().await?;
+    site.finish().await
+}
+
+/// The shim dies while containerd is away: containerd finds out when it is back, and nothing is left either.
+#[tokio::test]
+async fn a_shim_that_dies_unseen_leaves_nothing() -> Result<()> {
+    let site = Site::new().await?;
+    let pod = site.node.pod().run().await?;
+    let container = site.host(&pod, "actor").start().await?;
+    running(&container).await?;
+    site.node.kill_containerd();
+    for shim in site.node.shims() {
+        kill(shim, Signal::KILL)?;
+    }
+    site.node.start_containerd().await?;
+    assert_ne!(container.ended(SOON).await?.exit_code, 0);
+    pod.remove().await?;
     site.node.nothing_left().await?;
     site.finish().await
 }
@@ -91,4 +107,9 @@ async fn a_pod_waits_for_its_server() -> Result<()> {
     eventually(SOON, "the host is ready", look, |answer| answer.status == 200).await?;
     assert_eq!(container.status().await?.state(), ContainerState::ContainerRunning);
     site.finish().await
+}
+
+fn kill(pid: u32, signal: Signal) -> Result<()> {
+    let pid = rustix::process::Pid::from_raw(pid.cast_signed()).context("a process id")?;
+    Ok(rustix::process::kill_process(pid, signal)?)
 }

@@ -98,7 +98,7 @@ async fn fifty_pods_leave_nothing() -> Result<()> {
         let container = site.host(&pod, "triage").args(["--shards", "1"]).start().await?;
         running(&container).await?;
         // As a pod is deleted, or a node is drained in a hurry.
-        if number % 2 == 0 {
+        if number.is_multiple_of(2) {
             assert_eq!(container.stop(SOON).await?.exit_code, 0);
             container.remove().await?;
         }
@@ -128,34 +128,50 @@ async fn a_container_that_never_ran_leaves_nothing() -> Result<()> {
 #[tokio::test]
 async fn ctr_runs_a_component_by_hand() -> Result<()> {
     let site = Site::new().await?;
-    let image = std::fs::read(tools::component("actor")?)?;
-    let image = Image::scratch("by-hand", &["/actor.wasm"]).file("/actor.wasm", image);
-    let archive = site.node.folder().join("by-hand.tar");
-    std::fs::write(&archive, shim_tests::archive(&[image])?)?;
-    site.node.ctr_in("default", &["image", "import", &archive.to_string_lossy()]).await?.success()?;
-    let options = site.node.folder().join("mailroom.toml");
-    let options = options.to_string_lossy();
-    let fixed = ["run", "--rm", "--runtime", "io.containerd.mailroom.v1", "--runtime-config-path", &options];
-    let run = [&fixed[..], &["--net-host", "mailroom.local/by-hand:1", "by-hand"]].concat();
-
-    let help = site.node.ctr_in("default", &[&run[..], &["/actor.wasm", "--help"]].concat()).await?.success()?;
+    let actor = ["mailroom.local/actor:1", "by-hand", "/actor.wasm"];
+    let by_hand = async |args: &[&str]| site.node.run_by_hand(&[&actor[..], args].concat(), b"").await;
+    let help = by_hand(&["--help"]).await?.success()?;
     assert!(help.stdout.contains("Usage: host run"), "{help:?}");
-    let wrong = site.node.ctr_in("default", &[&run[..], &["/actor.wasm", "--shards", "none"]].concat()).await?;
+    let wrong = by_hand(&["--shards", "none"]).await?;
     assert_eq!(wrong.code(), Some(2), "{wrong:?}");
     assert!(wrong.stderr.contains("--shards"), "{wrong:?}");
 
     site.bed.tell(["verdict support"]).await?;
-    let server = ["/actor.wasm", "--server", site.bed.server.url(), "--listen", "none"];
-    let (hand, verdicts) = tokio::join!(site.node.ctr_in("default", &[&run[..], &server].concat()), async {
+    let stop = async {
         let verdicts = site.bed.verdicts(1).await;
-        site.node.ctr_in("default", &["task", "kill", "--signal", "SIGTERM", "by-hand"]).await?.success()?;
+        site.node.ctr(&["task", "kill", "--signal", "SIGTERM", "by-hand"]).await?.success()?;
         verdicts
-    });
+    };
+    let args = ["--server", site.bed.server.url(), "--listen", "none"];
+    let (hand, verdicts) = tokio::join!(by_hand(&args), stop);
     assert_eq!(verdicts?.len(), 1);
     let hand = hand?;
     assert_eq!(hand.code(), Some(0), "{hand:?}");
     assert!(hand.stderr.contains("drained"), "{hand:?}");
-    let left = site.node.ctr_in("default", &["container", "list", "--quiet"]).await?.success()?.stdout;
-    assert_eq!(left, "");
+    assert_eq!(site.node.ctr(&["container", "list", "--quiet"]).await?.success()?.stdout, "");
     site.finish().await
+}
+
+/// A sidecar reads what it is sent, from a pipe until its end, and from a terminal if it asked for one.
+#[tokio::test]
+async fn a_sidecar_has_its_input() -> Result<()> {
+    let node = Node::start().await?;
+    let sidecar = ["mailroom.local/sidecar:1", "by-hand", "/sidecar"];
+    let echo = [&sidecar[..], &["echo"]].concat();
+    let long = "of some length ".repeat(10_000);
+    let piped = node.run_by_hand(&echo, format!("one\ntwo\n{long}\n").as_bytes()).await?.success()?;
+    assert_eq!(piped.stdout, format!("read one\nread two\nread {long}\n"));
+    let terminal = node.run_at_terminal(&echo, b"three\nend\n").await?.success()?;
+    assert!(terminal.stdout.contains("read three\r"), "{terminal:?}");
+    let report = [&sidecar[..], &["report"]].concat();
+    for (report, at_terminal) in
+        [(node.run_by_hand(&report, b"").await?, false), (node.run_at_terminal(&report, b"").await?, true)]
+    {
+        let printed = report.success()?.stdout;
+        // A terminal shows what is typed, too: here the end of the input.
+        let report = printed.find('{').and_then(|start| printed.get(start..)).context("a report")?;
+        let report: serde_json::Value = serde_json::from_str(report.trim())?;
+        assert_eq!(report["terminal"], at_terminal);
+    }
+    node.finish().await
 }

@@ -16,7 +16,11 @@ impl Site {
 
     /// With a server of its own kind and more arguments for `host provision`.
     pub async fn with(settings: Settings, args: &[&str]) -> Result<Self> {
-        let node = node().await?;
+        Self::on(node().await?, settings, args).await
+    }
+
+    /// On a node that has the images.
+    pub async fn on(node: Node, settings: Settings, args: &[&str]) -> Result<Self> {
         let bed = Bed::on(node.nats(settings).await?, args).await?;
         Ok(Self { node, bed })
     }
@@ -34,7 +38,11 @@ impl Site {
 
 /// A node with the images `triage` and `actor`, for tests without a server.
 pub async fn node() -> Result<Node> {
-    let node = Node::start().await?;
+    with_images(Node::start().await?).await
+}
+
+/// Gives a node the images `triage` and `actor`.
+pub async fn with_images(node: Node) -> Result<Node> {
     node.import(&[component("triage")?, component("actor")?]).await?;
     Ok(node)
 }

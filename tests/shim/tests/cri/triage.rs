@@ -24,7 +24,11 @@ async fn mail_is_triaged_in_a_pod() -> Result<()> {
     let verdicts = site.bed.verdicts(1).await?;
     let verdict = verdicts[0].json()?;
     assert_eq!((verdict["queue"].as_str(), verdict["priority"].as_str()), (Some("operations"), Some("urgent")));
-    assert!(http::get(&format!("{admin}/metrics")).await?.body.contains("mailroom_messages_total"));
+    let verdicts = async || {
+        let metrics = http::get(&format!("{admin}/metrics")).await?.body;
+        Ok(Metrics::parse(&metrics)?.get("mailroom_messages_total", &[("outcome", "verdict")]))
+    };
+    eventually(SOON, "the verdict is counted", verdicts, |verdicts| *verdicts == Some(1.0)).await?;
 
     let status = container.stop(SOON).await?;
     assert_eq!((status.exit_code, status.reason.as_str()), (0, "Completed"), "{:?}", container.log()?);
@@ -108,7 +112,7 @@ async fn two_components_share_a_pod() -> Result<()> {
         running(&container).await?;
         anyhow::Ok(container)
     };
-    let (one, other) = (start("1001").await?, start("1002").await?);
+    let (one, other) = (start("9001").await?, start("9002").await?);
     assert_eq!(site.node.shims().len(), 1, "one shim a pod");
     site.bed.tell((0..200).map(|number| format!("print mail {number} is here"))).await?;
     site.bed.one_verdict_each(200).await?;
