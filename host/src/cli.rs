@@ -48,6 +48,10 @@ enum Command {
     #[cfg(feature = "compile")]
     Inspect(crate::component::InspectArgs),
 
+    /// Make a container image of a component, without a container engine
+    #[cfg(feature = "compile")]
+    Image(Box<crate::image::ImageArgs>),
+
     /// Print a completion script for your shell
     Completions {
         /// The shell to complete in
@@ -88,6 +92,8 @@ impl Cli {
             Command::Compile(args) => args.execute(),
             #[cfg(feature = "compile")]
             Command::Inspect(args) => args.execute(),
+            #[cfg(feature = "compile")]
+            Command::Image(args) => args.execute(),
             Command::Completions { shell } => {
                 let mut script = Vec::new();
                 clap_complete::generate(shell, &mut Self::command(), "host", &mut script);

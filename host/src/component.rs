@@ -1,7 +1,6 @@
 //! Components on disk: telling them apart, loading, compiling, making one of a core module, inspecting.
 
 use anyhow::{Context, Result, bail};
-use sha2::{Digest, Sha256};
 use std::fmt;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -88,7 +87,16 @@ fn read_up_to(file: &mut File, buffer: &mut [u8]) -> std::io::Result<usize> {
 #[cfg(feature = "compile")]
 fn load_wasm(engine: &Engine, path: &Path) -> Result<Loaded> {
     let bytes = std::fs::read(path).with_context(|| format!("read component {}", path.display()))?;
-    let component = Component::from_binary(engine, &bytes).map_err(|err| {
+    from_bytes(engine, path, &bytes)
+}
+
+/// Compiles the component that was read at `path`.
+///
+/// # Errors
+/// One that does not validate, or is larger than a slot.
+#[cfg(feature = "compile")]
+pub(crate) fn from_bytes(engine: &Engine, path: &Path, bytes: &[u8]) -> Result<Loaded> {
+    let component = Component::from_binary(engine, bytes).map_err(|err| {
         let name = path.display();
         let err = anyhow::Error::from(err);
         // The allocator checks the sizes that the component starts with, after it has been validated.
@@ -98,7 +106,7 @@ fn load_wasm(engine: &Engine, path: &Path) -> Result<Loaded> {
             err.context(format!("{name}: is no valid component"))
         }
     })?;
-    Ok(Loaded { component, digest: digest(&bytes), path: path.to_path_buf() })
+    Ok(Loaded { component, digest: digest(bytes), path: path.to_path_buf() })
 }
 
 #[cfg(not(feature = "compile"))]
@@ -132,16 +140,14 @@ fn load_compiled(engine: &Engine, mut file: File, path: &Path) -> Result<Loaded>
     Ok(Loaded { component, digest: format_digest(&trailer[TRAILER_MAGIC.len()..]), path: path.to_path_buf() })
 }
 
-fn digest(bytes: &[u8]) -> String {
-    format_digest(&Sha256::digest(bytes))
-}
-
 fn format_digest(hash: &[u8]) -> String {
     hash.iter().fold("sha256:".to_string(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 #[cfg(feature = "compile")]
 pub use compiling::{CompileArgs, InspectArgs, compile, engine_id};
+#[cfg(feature = "compile")]
+pub(crate) use compiling::{Interfaces, digest, machine_code, read_component, write_atomically};
 
 #[cfg(feature = "compile")]
 mod compiling {
@@ -149,6 +155,7 @@ mod compiling {
     use crate::capabilities::provided;
     use crate::engine::{Cpu, config_for};
     use crate::interface::HANDLER;
+    use sha2::{Digest, Sha256};
     use std::borrow::Cow;
     use std::hash::{DefaultHasher, Hash as _, Hasher as _};
     use std::io::Write;
@@ -225,6 +232,11 @@ mod compiling {
         }
     }
 
+    /// The SHA-256 of `bytes`, as `sha256:…`.
+    pub(crate) fn digest(bytes: &[u8]) -> String {
+        format_digest(&Sha256::digest(bytes))
+    }
+
     /// Names all that the code of [`compile`] depends on besides the component: the same for two executables whose
     /// code is the same.
     ///
@@ -237,7 +249,11 @@ mod compiling {
         Ok(format!("{:016x}", hasher.finish()))
     }
 
-    fn machine_code(component: &[u8], cpu: Cpu) -> Result<Vec<u8>> {
+    /// Compiles a component to a `.cwasm`.
+    ///
+    /// # Errors
+    /// Bytes that are no valid component.
+    pub(crate) fn machine_code(component: &[u8], cpu: Cpu) -> Result<Vec<u8>> {
         let engine = Engine::new(&config_for(cpu)?)?;
         let mut bytes = engine.precompile_component(component)?;
         bytes.extend_from_slice(TRAILER_MAGIC);
@@ -245,7 +261,11 @@ mod compiling {
         Ok(bytes)
     }
 
-    fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    /// Writes a file whole or not at all, over one that is there.
+    ///
+    /// # Errors
+    /// A folder that cannot be written to.
+    pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let mut file = tempfile::Builder::new().permissions(permissions()).tempfile_in(folder)?;
         file.write_all(bytes)?;
@@ -258,7 +278,10 @@ mod compiling {
     }
 
     /// The component in the file at `path`, made of a core module where it holds one.
-    fn read_component(path: &Path) -> Result<Cow<'static, [u8]>> {
+    ///
+    /// # Errors
+    /// A file that cannot be read or holds neither.
+    pub(crate) fn read_component(path: &Path) -> Result<Cow<'static, [u8]>> {
         let name = path.display();
         let bytes = std::fs::read(path).with_context(|| format!("read {name}"))?;
         match Kind::of(&bytes) {
@@ -287,14 +310,18 @@ mod compiling {
     }
 
     /// What a component imports and exports, without compiling it.
-    struct Interfaces {
-        imports: Vec<String>,
-        exports: Vec<String>,
+    pub(crate) struct Interfaces {
+        /// The names of its imports.
+        pub imports: Vec<String>,
+        /// The names of its exports.
+        pub exports: Vec<String>,
         wit: String,
     }
 
     impl Interfaces {
-        fn of(component: &[u8]) -> Result<Self> {
+        /// # Errors
+        /// Bytes that are no component.
+        pub(crate) fn of(component: &[u8]) -> Result<Self> {
             let decoded = wit_component::decode(component).context("read the component's interfaces")?;
             let DecodedWasm::Component(resolve, world) = &decoded else {
                 bail!("is a WIT package, not a component");
@@ -386,6 +413,7 @@ mod tests {
         }
     }
 
+    #[cfg(feature = "compile")]
     #[test]
     fn a_digest_names_its_algorithm() {
         assert_eq!(digest(b""), "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");

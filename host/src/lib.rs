@@ -33,6 +33,8 @@ mod nats;
 
 mod dead;
 mod dev;
+#[cfg(feature = "compile")]
+mod image;
 mod mails;
 mod provision;
 mod publish;

@@ -7,7 +7,9 @@
 //! | [`Host`] | a `host run` process: its log, its metrics, its signals |
 //! | [`bed`] | what most tests stand on: a provisioned server |
 //! | [`streams`] | what is stored: verdicts, dead letters, mail |
+//! | [`ImageLayout`] | a container image on disk, checked |
 //! | [`command`] | one-shot commands with a time limit |
+//! | [`page`] | pages of the documentation, and how what they show is run |
 //! | [`http`] | plain requests to the host's admin endpoint and to `wasmtime serve` |
 //!
 //! Nothing here sleeps for a fixed time: whatever is waited for has a condition and a deadline ([`eventually`]).
@@ -16,7 +18,9 @@ pub mod bed;
 pub mod command;
 mod host;
 pub mod http;
+mod layout;
 mod nats;
+pub mod page;
 mod process;
 mod raw;
 pub mod streams;
@@ -24,6 +28,7 @@ pub mod tools;
 mod wait;
 
 pub use host::{Host, HostBuilder, Metrics};
+pub use layout::{ImageLayout, LayerEntry};
 pub use nats::{NatsServer, Settings};
 pub use process::Process;
 pub use raw::RawClient;

@@ -110,6 +110,7 @@ pub(crate) fn link(engine: &Engine, component: &Component) -> Result<Linker<Stat
 }
 
 /// What a component would need, for `host inspect`: one line per import.
+#[cfg(feature = "compile")]
 pub(crate) fn provided(import: &str) -> String {
     refusal(import)
         .map_or_else(|| "provided".to_string(), |refusal| format!("refused, {}", refusal.trim_start_matches("which ")))

@@ -348,7 +348,8 @@ impl Node {
         self.containerd.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn socket(&self) -> PathBuf {
+    /// Where containerd listens.
+    pub fn socket(&self) -> PathBuf {
         self.folder().join("containerd.sock")
     }
 

@@ -9,6 +9,7 @@ mod documents;
 mod harness;
 mod hostile_components;
 mod hostile_messages;
+mod images;
 mod lifecycle;
 mod load;
 mod made_again;

@@ -1,25 +1,23 @@
 //! `host provision` on streams that exist: what it changes, and what it does not.
 
-use crate::bed::{Bed, SOON};
 use async_nats::jetstream::stream;
 use std::time::SystemTime;
+use tests::bed::{Bed, SOON};
 use tests::prelude::*;
 
-impl Bed {
-    /// Runs `host provision` and expects it to refuse, with all of `words`.
-    async fn provision_refused(&self, args: &[&str], words: &[&str]) -> Result<()> {
-        let fixed = ["provision", "--server", self.server.url()];
-        let output = command::host(fixed.iter().chain(args)).await?;
-        ensure!(output.code() == Some(1), "{args:?}: {output:?}");
-        for word in words {
-            ensure!(output.stderr.contains(word), "{args:?}: no {word:?} in {}", output.stderr);
-        }
-        Ok(())
+/// Runs `host provision` and expects it to refuse, with all of `words`.
+async fn refused(bed: &Bed, args: &[&str], words: &[&str]) -> Result<()> {
+    let fixed = ["provision", "--server", bed.server.url()];
+    let output = command::host(fixed.iter().chain(args)).await?;
+    ensure!(output.code() == Some(1), "{args:?}: {output:?}");
+    for word in words {
+        ensure!(output.stderr.contains(word), "{args:?}: no {word:?} in {}", output.stderr);
     }
+    Ok(())
+}
 
-    async fn stream(&self, name: &str) -> Result<stream::Info> {
-        Ok(self.jetstream.get_stream(name).await?.cached_info().clone())
-    }
+async fn info_of(bed: &Bed, name: &str) -> Result<stream::Info> {
+    Ok(bed.jetstream.get_stream(name).await?.cached_info().clone())
 }
 
 /// A limit below what a stream holds would delete messages, verdicts or dead letters: it is refused, and nothing is
@@ -37,18 +35,18 @@ async fn smaller_limits_delete_nothing_unless_allowed() -> Result<()> {
             let subject = if stream == "KV_triage" { format!("{subject}{number}") } else { subject.to_owned() };
             bed.jetstream.publish(subject, "x".repeat(100).into()).await?.await?;
         }
-        let bytes = bed.stream(stream).await?.state.bytes;
+        let bytes = info_of(&bed, stream).await?.state.bytes;
         let words = ["holds 30 messages", flag, "nothing was changed", "--allow-loss"];
-        bed.provision_refused(&["--update", "--max-ack-pending", "7", flag, "1KiB"], &words).await?;
-        let info = bed.stream(stream).await?;
+        refused(&bed, &["--update", "--max-ack-pending", "7", flag, "1KiB"], &words).await?;
+        let info = info_of(&bed, stream).await?;
         assert_eq!((info.config.max_bytes, info.state.messages), (-1, 30), "{stream}");
         assert_eq!(bed.consumer().await?.cached_info().config.max_ack_pending, 20_000);
 
         bed.provision(&["--update", flag, &bytes.to_string()]).await?;
-        let info = bed.stream(stream).await?;
+        let info = info_of(&bed, stream).await?;
         assert_eq!((info.config.max_bytes, info.state.messages), (i64::try_from(bytes)?, 30), "{stream}");
         bed.provision(&["--update", "--allow-loss", flag, "1KiB"]).await?;
-        assert_eq!(bed.stream(stream).await?.config.max_bytes, 1024, "{stream}");
+        assert_eq!(info_of(&bed, stream).await?.config.max_bytes, 1024, "{stream}");
     }
     Ok(())
 }
@@ -59,12 +57,12 @@ async fn shorter_times_delete_nothing_unless_allowed() -> Result<()> {
     let bed = Bed::provisioned(&["--duplicate-window", "100ms"]).await?;
     bed.tell(["verdict support"]).await?;
     bed.provision(&["--update", "--mail-max-age", "1h"]).await?;
-    let stored: SystemTime = bed.stream(streams::MAIL).await?.state.first_timestamp.into();
+    let stored: SystemTime = info_of(&bed, streams::MAIL).await?.state.first_timestamp.into();
     let age = async || Ok(SystemTime::now().duration_since(stored)?);
     eventually(SOON, "the message has some age", age, |age| *age > Duration::from_millis(500)).await?;
     let words = ["holds 1 message, the oldest since", "--mail-max-age 500ms", "--allow-loss"];
-    bed.provision_refused(&["--update", "--mail-max-age", "500ms"], &words).await?;
-    let info = bed.stream(streams::MAIL).await?;
+    refused(&bed, &["--update", "--mail-max-age", "500ms"], &words).await?;
+    let info = info_of(&bed, streams::MAIL).await?;
     assert_eq!((info.config.max_age, info.state.messages), (Duration::from_secs(3600), 1));
     bed.provision(&["--update", "--mail-max-age", "500ms", "--allow-loss"]).await?;
     let left = async || streams::count(&bed.jetstream, streams::MAIL).await;
@@ -94,7 +92,7 @@ async fn an_update_changes_what_was_given_and_nothing_else() -> Result<()> {
     let settings = async || -> Result<_> {
         let mut configs = Vec::new();
         for stream in [streams::MAIL, streams::VERDICTS, streams::DEAD, "KV_triage"] {
-            configs.push(bed.stream(stream).await?.config);
+            configs.push(info_of(&bed, stream).await?.config);
         }
         Ok((configs, bed.consumer().await?.cached_info().config.clone()))
     };
@@ -115,9 +113,9 @@ async fn an_update_changes_what_was_given_and_nothing_else() -> Result<()> {
     assert_eq!(settings().await?, (before, consumer));
 
     bed.provision(&["--ack-wait", "90s", "--check"]).await?;
-    bed.provision_refused(&["--ack-wait", "30s", "--check"], &[]).await?;
+    refused(&bed, &["--ack-wait", "30s", "--check"], &[]).await?;
     bed.provision(&["--update", "--filter", ">", "--subjects", "mail.>"]).await?;
-    assert_eq!(bed.stream(streams::MAIL).await?.config.subjects, ["mail.>", "replay.MAIL.>"]);
+    assert_eq!(info_of(&bed, streams::MAIL).await?.config.subjects, ["mail.>", "replay.MAIL.>"]);
     let consumer = bed.consumer().await?.cached_info().config.clone();
     assert!(consumer.filter_subject.is_empty() && consumer.filter_subjects.is_empty(), "{consumer:?}");
     Ok(())
@@ -134,13 +132,13 @@ async fn an_update_that_would_be_unsafe_changes_nothing() -> Result<()> {
         (&["--filter", "orders.>"], ["--filter orders.> matches none of the subjects mail.>", "nothing was changed"]),
         (&["--dead-max-age", "1s"], ["--dead-max-age 1s must be at least --duplicate-window 2m", "stream DEAD"]),
     ] {
-        bed.provision_refused(&[&["--update"], args].concat(), &words).await?;
+        refused(&bed, &[&["--update"], args].concat(), &words).await?;
         bed.provision(&["--check", "--mail-max-age", "7d", "--verdict-max-age", "7d", "--dead-max-age", "0"]).await?;
         bed.provision(&["--check", "--max-ack-pending", "20000"]).await?;
     }
     bed.jetstream.delete_stream(streams::VERDICTS).await?;
-    bed.provision_refused(&["--verdict-max-age", "1d"], &["nothing was changed", "--verdict-max-age 7d"]).await?;
-    bed.provision_refused(&["--check"], &[]).await?;
+    refused(&bed, &["--verdict-max-age", "1d"], &["nothing was changed", "--verdict-max-age 7d"]).await?;
+    refused(&bed, &["--check"], &[]).await?;
     bed.provision(&["--update", "--mail-max-age", "30d", "--verdict-max-age", "30d"]).await
 }
 
@@ -148,16 +146,16 @@ async fn an_update_that_would_be_unsafe_changes_nothing() -> Result<()> {
 #[tokio::test]
 async fn an_update_adds_replays_to_what_was_made_by_hand() -> Result<()> {
     let bed = Bed::new().await?;
-    let mut config = bed.stream(streams::MAIL).await?.config;
+    let mut config = info_of(&bed, streams::MAIL).await?.config;
     config.subjects = vec!["orders.>".into(), "mail.>".into()];
     bed.jetstream.update_stream(config).await?;
     let mut config = bed.consumer().await?.cached_info().config.clone();
     config.filter_subject = "orders.>".into();
     bed.jetstream.create_consumer_on_stream(config, streams::MAIL).await?;
-    bed.provision_refused(&["--check"], &[]).await?;
+    refused(&bed, &["--check"], &[]).await?;
     bed.provision(&["--update"]).await?;
     bed.provision(&["--check"]).await?;
-    assert_eq!(bed.stream(streams::MAIL).await?.config.subjects, ["mail.>", "orders.>", "replay.MAIL.>"]);
+    assert_eq!(info_of(&bed, streams::MAIL).await?.config.subjects, ["mail.>", "orders.>", "replay.MAIL.>"]);
     let config = bed.consumer().await?.cached_info().config.clone();
     if bed.jetstream.client().is_server_compatible(2, 10, 0) {
         assert_eq!(config.filter_subjects, ["orders.>", "replay.MAIL.triage.>"]);

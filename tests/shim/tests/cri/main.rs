@@ -6,6 +6,7 @@
 mod compiled;
 mod confined;
 mod harness;
+mod images;
 mod interrupted;
 mod lifecycle;
 mod refused;
