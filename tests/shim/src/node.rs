@@ -48,7 +48,7 @@ const START_DEADLINE: Duration = Duration::from_secs(60);
 const CALL_DEADLINE: Duration = Duration::from_secs(120);
 
 /// Shims end by themselves when their pod is gone.
-const GONE_DEADLINE: Duration = Duration::from_secs(20);
+pub(crate) const GONE_DEADLINE: Duration = Duration::from_secs(20);
 
 /// A node: a containerd of its own with configuration, images, network and cgroups, and the part of a kubelet.
 ///
@@ -316,10 +316,7 @@ impl Node {
         left.extend(cgroups.iter().map(|cgroup| format!("cgroup {}", cgroup.display())));
         let sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner).clone();
         left.extend(sockets.iter().filter(|socket| socket.exists()).map(|s| format!("socket {}", s.display())));
-        for namespace in self.bundles().read_dir().into_iter().flatten().flatten() {
-            let bundles = namespace.path().read_dir().into_iter().flatten().flatten();
-            left.extend(bundles.map(|bundle| format!("bundle {}", bundle.path().display())));
-        }
+        left.extend(self.bundles().iter().map(|bundle| format!("bundle {}", bundle.display())));
         match self.bridge.ports() {
             0 => {}
             ports => left.push(format!("{ports} ports of the bridge")),
@@ -335,13 +332,16 @@ impl Node {
         self.cgroups.make_pod(uid, limits)
     }
 
-    /// Notes where the shim of a container is called, so that its socket can be looked for when the container is gone.
-    pub(crate) fn note_socket(&self, container: &str) -> Result<()> {
-        let file = self.bundles().join("k8s.io").join(container).join("address");
-        let address = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
-        let socket = address.trim().strip_prefix("unix://").with_context(|| format!("{address} is no socket"))?;
-        self.sockets.lock().unwrap_or_else(PoisonError::into_inner).insert(socket.into());
-        Ok(())
+    /// Notes where the shims of all containers are called, so that their sockets can be looked for when they are gone.
+    pub(crate) fn note_sockets(&self) {
+        let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        for bundle in self.bundles() {
+            // A bundle that is being made or removed has none.
+            let address = fs::read_to_string(bundle.join("address")).unwrap_or_default();
+            if let Some(socket) = address.trim().strip_prefix("unix://") {
+                sockets.insert(socket.into());
+            }
+        }
     }
 
     fn containerd(&self) -> MutexGuard<'_, Option<Process>> {
@@ -353,8 +353,10 @@ impl Node {
         self.folder().join("containerd.sock")
     }
 
-    fn bundles(&self) -> PathBuf {
-        self.folder().join("state/io.containerd.runtime.v2.task")
+    /// What containerd keeps of every container, a folder each.
+    fn bundles(&self) -> Vec<PathBuf> {
+        let entries = |folder: PathBuf| folder.read_dir().into_iter().flatten().flatten().map(|entry| entry.path());
+        entries(self.folder().join("state/io.containerd.runtime.v2.task")).flat_map(entries).collect()
     }
 
     /// The first part of the names of all cgroups of this node's pods.
@@ -430,6 +432,7 @@ state = {:?}
 
 impl Drop for Node {
     fn drop(&mut self) {
+        self.note_sockets();
         self.kill_containerd();
         // A shim that dies may just be starting something.
         let end = Instant::now() + GONE_DEADLINE;

@@ -1,6 +1,6 @@
 use crate::cgroup::Limits;
 use crate::container::ContainerBuilder;
-use crate::node::Node;
+use crate::node::{GONE_DEADLINE, Node};
 use anyhow::{Context as _, Result};
 use k8s_cri::v1::{
     DnsConfig, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption, PodSandboxConfig,
@@ -9,6 +9,7 @@ use k8s_cri::v1::{
 use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
+use tests::eventually;
 
 /// A pod that runs, until it is removed or its node is.
 #[derive(Debug)]
@@ -99,7 +100,7 @@ impl<'a> PodBuilder<'a> {
         let request = RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: self.handler };
         let id = self.node.runtime().run_pod_sandbox(request).await.context("run the pod's sandbox")?;
         let id = id.into_inner().pod_sandbox_id;
-        self.node.note_socket(&id)?;
+        self.node.note_sockets();
         Ok(Pod { node: self.node, id, config })
     }
 }
@@ -145,7 +146,9 @@ impl<'a> Pod<'a> {
         let request = RemovePodSandboxRequest { pod_sandbox_id: self.id.clone() };
         self.node.runtime().remove_pod_sandbox(request).await.context("remove the pod's sandbox")?;
         let uid = self.config.metadata.map(|metadata| metadata.uid).unwrap_or_default();
-        self.node.cgroups.remove_pod(&uid)
+        // What is killed leaves a moment later, and a kubelet tries again too.
+        let remove = async || self.node.cgroups.remove_pod(&uid);
+        eventually(GONE_DEADLINE, "the cgroup of the pod is removed", remove, |()| true).await
     }
 
     pub(crate) fn network(&self) -> NamespaceMode {
