@@ -22,7 +22,10 @@ impl Bridge {
     pub fn new() -> Result<Self> {
         for number in 0..=u8::MAX {
             let link = name(number);
-            let made = ip(&["link", "add", &link, "type", "bridge"]);
+            // With an address of its own: a bridge that has none takes the lowest of its ports', so when that pod leaves,
+            // the others talk to an address that nobody has until their neighbour tables forget it.
+            let hardware = format!("02:00:c6:12:{number:02x}:01");
+            let made = ip(&["link", "add", &link, "address", &hardware, "type", "bridge"]);
             match made {
                 Err(_) if Path::new("/sys/class/net").join(&link).exists() => {}
                 Err(err) => return Err(err.context("make a bridge for pods")),
