@@ -1,16 +1,21 @@
 //! The slow lane: where guests go on that compute for longer than a turn, so that the acknowledgements, in-progress
 //! signals and other messages of their shard go on as well.
 //!
-//! A shard's lane is one thread of low priority, started when the first guest needs it, on which a few guests take
-//! turns. A guest moves there with its slot, in the middle of its work. When all places are taken, its instance is
-//! thrown away and the message waits, without a slot, to be run there from the start: long guests never take the
-//! slots that short ones need, and cost their shard no more than one turn each.
+//! A shard's lane is a thread that runs only while nothing else wants a processor, started when the first guest needs
+//! it, on which a few guests take turns. A guest moves there with its slot, in the middle of its work. When all places
+//! are taken, its instance is thrown away and the message waits, without a slot, to be run there from the start: long
+//! guests never take the slots that short ones need, and cost their shard no more than one turn each.
+//!
+//! On a machine that never has a processor to spare such a thread hardly runs. A guest that finds it so most likely
+//! misses its deadline; those that come in the next minute, it among them, get a thread that is merely nicer.
 
 use crate::pool::{Call, Run};
+use crate::scheduling::{computed, only_in_idle_time};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::select;
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot};
@@ -18,16 +23,25 @@ use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot};
 /// The part of its slots that a shard leaves to long guests at most.
 const PART: usize = 4;
 
-/// How much the lane's thread is nicer than the others (nice(2)): enough that a shard which has work comes first,
-/// and not so much that a lane starves beside busy shards.
+/// How much the nicer thread is nicer than the others (nice(2)): enough that a shard which has work comes first, and
+/// not so much that guests starve there too.
 const NICENESS: i32 = 10;
+
+/// A guest starves if it is in the lane for this long and its thread computes for less than a part of that.
+const STARVED: (Duration, u32) = (Duration::from_millis(50), 4);
+
+/// How long guests avoid the idle thread after one has starved there.
+const AVOIDED: Duration = Duration::from_secs(60);
 
 /// A shard's slow lane.
 pub struct SlowLane {
-    name: String,
+    shard: usize,
     places: Semaphore,
     places_total: usize,
-    thread: OnceCell<Thread>,
+    idle: OnceCell<Thread>,
+    nice: OnceCell<Thread>,
+    /// When a guest was last found to have starved.
+    starved: Cell<Option<Instant>>,
 }
 
 struct Thread {
@@ -37,7 +51,12 @@ struct Thread {
 
 struct Job {
     call: Call,
-    done: oneshot::Sender<Run>,
+    done: oneshot::Sender<Done>,
+}
+
+struct Done {
+    run: Run,
+    starved: bool,
 }
 
 /// A place in the lane: the right to let one guest go on there.
@@ -51,10 +70,12 @@ impl SlowLane {
     pub fn new(shard: usize, slots: usize) -> Self {
         let places_total = slots.div_ceil(PART);
         Self {
-            name: format!("slow-lane-{shard}"),
+            shard,
             places: Semaphore::new(places_total),
             places_total,
-            thread: OnceCell::new(),
+            idle: OnceCell::new(),
+            nice: OnceCell::new(),
+            starved: Cell::new(None),
         }
     }
 
@@ -76,20 +97,39 @@ impl SlowLane {
         self.places_total - self.places.available_permits()
     }
 
-    /// The lane's thread, on the runtime of the calling shard: what a guest waits for stays with its shard.
+    /// The thread for the next guest.
     fn thread(&self) -> std::io::Result<&Thread> {
-        if let Some(thread) = self.thread.get() {
+        if self.starved.get().is_some_and(|at| at.elapsed() < AVOIDED) {
+            return Thread::of(&self.nice, format!("slow-lane-{}-nice", self.shard), be_nice);
+        }
+        Thread::of(&self.idle, format!("slow-lane-{}", self.shard), || {
+            if let Err(err) = only_in_idle_time() {
+                tracing::debug!("the slow lane takes more than idle time: {err}");
+                be_nice();
+            }
+        })
+    }
+}
+
+fn be_nice() {
+    if let Err(err) = rustix::process::nice(NICENESS) {
+        tracing::warn!("the slow lane runs at ordinary priority: {err}");
+    }
+}
+
+impl Thread {
+    /// The thread in `cell`, on the runtime of the calling shard: what a guest waits for stays with its shard.
+    fn of(cell: &OnceCell<Self>, name: String, prepare: impl FnOnce() + Send + 'static) -> std::io::Result<&Self> {
+        if let Some(thread) = cell.get() {
             return Ok(thread);
         }
         let (jobs, queue) = mpsc::unbounded_channel();
         let runtime = Handle::current();
-        let handle = std::thread::Builder::new().name(self.name.clone()).spawn(move || {
-            if let Err(err) = rustix::process::nice(NICENESS) {
-                tracing::warn!("the slow lane runs at ordinary priority: {err}");
-            }
+        let handle = std::thread::Builder::new().name(name).spawn(move || {
+            prepare();
             runtime.block_on(work(queue));
         })?;
-        Ok(self.thread.get_or_init(|| Thread { jobs, handle }))
+        Ok(cell.get_or_init(|| Self { jobs, handle }))
     }
 }
 
@@ -106,15 +146,19 @@ impl Place<'_> {
                 return Some(call.await);
             }
         };
-        let (done, run) = oneshot::channel();
+        let (done, answer) = oneshot::channel();
         thread.jobs.send(Job { call, done }).ok()?;
-        run.await.ok()
+        let Done { run, starved } = answer.await.ok()?;
+        if starved {
+            self.lane.starved.set(Some(Instant::now()));
+        }
+        Some(run)
     }
 }
 
 impl Drop for SlowLane {
     fn drop(&mut self) {
-        if let Some(Thread { jobs, handle }) = self.thread.take() {
+        for Thread { jobs, handle } in [self.idle.take(), self.nice.take()].into_iter().flatten() {
             drop(jobs);
             // It ends after the turn of a guest that nobody waits for any more. Its panic was reported as it happened.
             let _ = handle.join();
@@ -139,12 +183,16 @@ async fn work(mut queue: mpsc::UnboundedReceiver<Job>) {
 impl Job {
     async fn work(self) {
         let Self { call, mut done } = self;
+        let (began, before) = (Instant::now(), computed());
         select! {
             biased;
             () = done.closed() => {}
             run = call => {
+                // Waiting for the host looks the same, and does no harm: the nicer thread serves as well.
+                let (there, computed) = (began.elapsed(), computed().saturating_sub(before));
+                let starved = there >= STARVED.0 && computed < there / STARVED.1;
                 // Whoever waited for it may have gone in the same moment.
-                let _ = done.send(run);
+                let _ = done.send(Done { run, starved });
             }
         }
     }

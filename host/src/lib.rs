@@ -18,6 +18,7 @@ mod interface;
 mod lane;
 mod letter;
 mod pool;
+mod scheduling;
 mod settle;
 mod sink;
 mod source;

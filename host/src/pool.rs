@@ -3,8 +3,8 @@
 use crate::capabilities::{Configuration, State, TABLE_MAX_ELEMENTS, link};
 use crate::component::Loaded;
 use crate::interface::{self, Message, TriagePre, Verdict};
+use crate::scheduling::{computed, soon_after_waking};
 use anyhow::{Context, Result, bail};
-use rustix::time::ClockId;
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ use wasmtime::{
 };
 
 /// How finely a deadline is kept, and how often a guest that computes looks whether its turn is over.
-const EPOCH_TICK: Duration = Duration::from_micros(500);
+const EPOCH_TICK: Duration = Duration::from_millis(1);
 
 /// How much a guest may compute after the first tick before it has to let others on, in its thread's CPU time: that
 /// others had the processor meanwhile is not the guest's doing.
@@ -48,8 +48,7 @@ impl Turn {
 
     /// Told at every tick. Whether the turn is over.
     fn tick() -> bool {
-        let now = rustix::time::clock_gettime(ClockId::ThreadCPUTime);
-        let now = Duration::try_from(now).unwrap_or_default();
+        let now = computed();
         let turn = match CURRENT.get() {
             Self::Fresh => Self::Ticked(now),
             Self::Ticked(first) if now.saturating_sub(first) < TURN => Self::Ticked(first),
@@ -66,7 +65,7 @@ impl Turn {
 }
 
 /// Ticks without a running guest after which the clock stops until the next one.
-const IDLE_TICKS: u32 = 200;
+const IDLE_TICKS: u32 = 100;
 
 /// Memory and tables up to this size are wiped in place when an instance ends, which keeps their pages mapped:
 /// no system call but one scan and no page fault for the next message.
@@ -446,7 +445,12 @@ impl Clock {
             .name("epoch".into())
             .spawn({
                 let shared = shared.clone();
-                move || shared.tick(&engine)
+                move || {
+                    if let Err(err) = soon_after_waking() {
+                        tracing::debug!("the epoch may tick late on a busy machine: {err}");
+                    }
+                    shared.tick(&engine);
+                }
             })
             .context("start the epoch's thread")?;
         Ok(Self { waker: thread.thread().clone(), shared, thread: Some(thread) })

@@ -94,15 +94,19 @@ fn act(words: &[&str], message: &Message) -> Result<Verdict, Failure> {
             let depth = recurse(black_box(1));
             Ok(Verdict { reasons: vec![depth.to_string()], ..verdict("recursed") })
         }
-        // Uses time, memory or output, then answers: spin MS, sleep MS, allocate MIB, print TEXT, flood MIB.
+        // Uses time, memory or output, then answers: grind ROUNDS of about a millisecond, spin MS, sleep MS, allocate MIB, print TEXT, flood MIB.
         ["spin", duration] => {
             let duration = Duration::from_millis(number(duration, words)?.into());
             let start = Instant::now();
             while start.elapsed() < duration {
-                // About a millisecond, since reading the clock is a call to the host.
-                black_box((0..1_000_000_u32).fold(0, |sum: u32, n| sum.wrapping_mul(31).wrapping_add(black_box(n))));
+                // So long since reading the clock is a call to the host.
+                grind();
             }
             Ok(verdict("spun"))
+        }
+        ["grind", rounds] => {
+            (0..number(rounds, words)?).for_each(|_| grind());
+            Ok(verdict("ground"))
         }
         ["sleep", duration] => {
             thread::sleep(Duration::from_millis(number(duration, words)?.into()));
@@ -180,6 +184,11 @@ fn unknown(words: &[&str]) -> Failure {
 
 fn outcome<T, E: ToString>(result: Result<T, E>) -> String {
     result.map_or_else(|error| error.to_string(), |_| "open".to_owned())
+}
+
+/// Computes for about a millisecond.
+fn grind() {
+    black_box((0..1_000_000_u32).fold(0, |sum: u32, n| sum.wrapping_mul(31).wrapping_add(black_box(n))));
 }
 
 /// Uses up the stack. What is done with the result keeps the compiler from making it a loop, and there is hardly

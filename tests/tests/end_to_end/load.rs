@@ -1,8 +1,12 @@
 //! More than a host can do at once: bursts, long guests, streams that are full.
 
 use async_nats::jetstream::stream::DiscardPolicy;
+use rustix::process::Pid;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde_json::Value;
 use std::iter::repeat_n;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tests::bed::{Bed, SOON};
 use tests::prelude::*;
 
@@ -50,6 +54,37 @@ async fn long_guests_leave_the_slots_to_short_ones() -> Result<()> {
     let slow = host.metrics().await?.get("mailroom_slow_guests_total", &[]);
     assert_eq!(slow, Some(12.0));
     Ok(())
+}
+
+/// Where others never leave a processor idle, a long guest gets on all the same: at worst at its second attempt.
+#[tokio::test]
+async fn long_guests_get_on_beside_those_that_take_all() -> Result<()> {
+    let bed = Bed::new().await?;
+    let mut host = bed.actor(&["--shards", "1", "--deadline", "2s", "--retry-min", "10ms"]).await?;
+    host.until_ready(SOON).await?;
+    let processor = (0..CpuSet::MAX_CPU).find(|cpu| sched_getaffinity(None).is_ok_and(|cpus| cpus.is_set(*cpu)));
+    let mut processor_only = CpuSet::new();
+    processor_only.set(processor.context("a processor")?);
+    for thread in std::fs::read_dir(format!("/proc/{}/task", host.process().id()))? {
+        let thread = thread?.file_name().to_str().and_then(|id| Pid::from_raw(id.parse().ok()?));
+        sched_setaffinity(thread, &processor_only)?;
+    }
+    let done = Arc::new(AtomicBool::new(false));
+    let busy = std::thread::spawn({
+        let done = done.clone();
+        move || {
+            sched_setaffinity(None, &processor_only).expect("go to the host's processor");
+            while !done.load(Ordering::Relaxed) {
+                std::hint::spin_loop();
+            }
+        }
+    });
+    bed.tell(["grind 100"]).await?;
+    let verdicts = bed.verdicts(1).await;
+    done.store(true, Ordering::Relaxed);
+    busy.join().expect("it only computes");
+    verdicts?;
+    bed.one_verdict_each(1).await
 }
 
 /// SIGTERM under full load: what runs is finished, what waits for a slot or for the slow lane is handed back at once
