@@ -1,16 +1,19 @@
-//! Components on disk: telling them apart, loading, compiling, making one of a core module, inspecting.
+//! Components on disk: telling them apart, loading, compiling, keeping what was compiled, making one of a core module,
+//! inspecting.
 
 use anyhow::{Context, Result, bail};
+use sha2::{Digest, Sha256};
 use std::fmt;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
-/// Stands before the digest at the end of a `.cwasm`, behind what wasmtime wrote.
-const TRAILER_MAGIC: &[u8; 16] = b"mailroom-cwasm-1";
-const TRAILER_BYTES: u64 = 16 + 32;
+/// Stands at the end of a `.cwasm`, behind what wasmtime wrote and before its SHA-256 and that of the component.
+const TRAILER_MAGIC: &[u8; 16] = b"mailroom-cwasm-2";
+const HASH_BYTES: usize = 32;
+const TRAILER_BYTES: usize = TRAILER_MAGIC.len() + 2 * HASH_BYTES;
 
 /// A component ready to be linked.
 pub struct Loaded {
@@ -53,24 +56,121 @@ impl fmt::Display for Kind {
     }
 }
 
-/// Loads the component at `path` into `engine`: a `.wasm` is compiled, a `.cwasm` is mapped as it is.
-///
-/// # Errors
-/// An unreadable file, one that is no component, one that does not validate, a `.cwasm` made by another version or
-/// configuration; each named, with the remedy.
-pub fn load(engine: &Engine, path: &Path) -> Result<Loaded> {
-    let mut file = File::open(path).with_context(|| format!("open component {}", path.display()))?;
-    let mut head = [0; 8];
-    let length = read_up_to(&mut file, &mut head).with_context(|| format!("read component {}", path.display()))?;
-    let name = path.display();
-    match Kind::of(&head[..length]) {
-        Kind::Component => load_wasm(engine, path),
-        Kind::Compiled => load_compiled(engine, file, path),
-        Kind::CoreModule => bail!(
-            "{name}: is a core module, not a component; make one of it with `host compile {name} --output COMPONENT.wasm`"
-        ),
-        Kind::Unknown => bail!("{name}: is no WebAssembly component; it takes a .wasm component or a .cwasm"),
+/// Arguments that say what becomes of the machine code of a `.wasm`.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Compiled code")]
+pub struct CacheArgs {
+    /// Where to keep the machine code of a .wasm for the next start [default: mailroom in $XDG_CACHE_HOME or ~/.cache]
+    #[cfg(feature = "compile")]
+    #[arg(long, value_name = "FOLDER", env = "MAILROOM_CACHE")]
+    cache: Option<PathBuf>,
+
+    /// Most bytes to keep there; what was not used for longest goes first
+    #[cfg(feature = "compile")]
+    #[arg(long, value_name = "SIZE", env = "MAILROOM_CACHE_MAX", default_value = "512MiB")]
+    cache_max: bytesize::ByteSize,
+
+    /// Keep nothing: compile a .wasm at every start
+    #[cfg(feature = "compile")]
+    #[arg(long, env = "MAILROOM_NO_CACHE", value_parser = clap::builder::BoolishValueParser::new())]
+    no_cache: bool,
+}
+
+impl CacheArgs {
+    /// Loads the component at `path` into `engine`: a `.cwasm` is mapped as it is, a `.wasm` is compiled, unless it
+    /// was before.
+    ///
+    /// # Errors
+    /// An unreadable file, one that is no component, one that does not validate, a `.cwasm` made by another version or
+    /// configuration; each named, with the remedy.
+    pub fn load(&self, engine: &Engine, path: &Path) -> Result<Loaded> {
+        let mut file = File::open(path).with_context(|| format!("open component {}", path.display()))?;
+        let mut head = [0; 8];
+        let length = read_up_to(&mut file, &mut head).with_context(|| format!("read component {}", path.display()))?;
+        let name = path.display();
+        match Kind::of(&head[..length]) {
+            Kind::Component => self.load_wasm(engine, path),
+            Kind::Compiled => load_compiled(engine, path),
+            Kind::CoreModule => bail!(
+                "{name}: is a core module, not a component; make one of it with `host compile {name} --output \
+                 COMPONENT.wasm`"
+            ),
+            Kind::Unknown => bail!("{name}: is no WebAssembly component; it takes a .wasm component or a .cwasm"),
+        }
     }
+
+    #[cfg(feature = "compile")]
+    fn load_wasm(&self, engine: &Engine, path: &Path) -> Result<Loaded> {
+        let bytes = std::fs::read(path).with_context(|| format!("read component {}", path.display()))?;
+        let Some(cache) = self.cache(engine) else { return from_bytes(engine, path, &bytes) };
+        let digest = digest(&bytes);
+        let key = digest.trim_start_matches(DIGEST_PREFIX);
+        if let Some(file) = cache.find(key) {
+            match load_compiled(engine, &file) {
+                Ok(Loaded { component, digest: found, .. }) if found == digest => {
+                    return Ok(Loaded { component, digest, path: path.to_path_buf() });
+                }
+                Ok(_) => tracing::warn!("{}: is of another component; compiling anew", file.display()),
+                Err(err) => tracing::warn!("{err:#}; compiling anew"),
+            }
+            cache.forget(key);
+        }
+        let code = compiled(engine, &bytes).map_err(|err| not_loaded(path, err))?;
+        let keep = || {
+            let mut file = cache.begin()?;
+            std::io::Write::write_all(&mut file, &code)?;
+            cache.keep(file, key)
+        };
+        match keep() {
+            Ok(file) => {
+                tracing::info!("compiled {}; kept for the next start in {}", path.display(), file.display());
+                let Loaded { component, digest, .. } = load_compiled(engine, &file)?;
+                Ok(Loaded { component, digest, path: path.to_path_buf() })
+            }
+            Err(err) => {
+                tracing::info!("{err:#}; compiling {} at every start", path.display());
+                from_bytes(engine, path, &bytes)
+            }
+        }
+    }
+
+    /// The cache, where there can be one.
+    #[cfg(feature = "compile")]
+    fn cache(&self, engine: &Engine) -> Option<compiled_cache::Cache> {
+        let folder = match &self.cache {
+            _ if self.no_cache => return None,
+            Some(folder) => folder.clone(),
+            None => cache_home()?.join("mailroom"),
+        };
+        let id = id_of(engine);
+        match compiled_cache::Cache::open(&folder, &id, self.cache_max.as_u64(), compiled_cache::Readers::Owner) {
+            Ok(cache) => Some(cache),
+            Err(err) => {
+                tracing::info!("{err:#}; compiling at every start, as with --no-cache");
+                None
+            }
+        }
+    }
+
+    #[cfg(not(feature = "compile"))]
+    fn load_wasm(&self, _engine: &Engine, path: &Path) -> Result<Loaded> {
+        bail!(
+            "{0}: has to be compiled, and this host has no compiler; run `host compile {0}` with one that has, and \
+             load the .cwasm",
+            path.display()
+        )
+    }
+}
+
+/// Where programs of this user keep what they can make again (XDG Base Directory Specification). Nothing, if the user
+/// has no home.
+#[cfg(feature = "compile")]
+fn cache_home() -> Option<PathBuf> {
+    let absolute = |name, below: &str| {
+        let folder = PathBuf::from(std::env::var_os(name)?);
+        folder.is_absolute().then(|| folder.join(below))
+    };
+    absolute("XDG_CACHE_HOME", "").or_else(|| absolute("HOME", ".cache"))
 }
 
 fn read_up_to(file: &mut File, buffer: &mut [u8]) -> std::io::Result<usize> {
@@ -84,70 +184,64 @@ fn read_up_to(file: &mut File, buffer: &mut [u8]) -> std::io::Result<usize> {
     Ok(length)
 }
 
-#[cfg(feature = "compile")]
-fn load_wasm(engine: &Engine, path: &Path) -> Result<Loaded> {
-    let bytes = std::fs::read(path).with_context(|| format!("read component {}", path.display()))?;
-    from_bytes(engine, path, &bytes)
-}
-
-/// Compiles the component that was read at `path`.
+/// Compiles the component that was read at `path`, for this run alone.
 ///
 /// # Errors
 /// One that does not validate, or is larger than a slot.
 #[cfg(feature = "compile")]
 pub(crate) fn from_bytes(engine: &Engine, path: &Path, bytes: &[u8]) -> Result<Loaded> {
-    let component = Component::from_binary(engine, bytes).map_err(|err| {
-        let name = path.display();
-        let err = anyhow::Error::from(err);
-        // The allocator checks the sizes that the component starts with, after it has been validated.
-        if format!("{err:#}").contains("pooling allocator") {
-            err.context(format!("{name}: is larger than a slot; a greater --memory-max may hold it"))
-        } else {
-            err.context(format!("{name}: is no valid component"))
-        }
-    })?;
+    let component = Component::from_binary(engine, bytes).map_err(|err| not_loaded(path, err))?;
     Ok(Loaded { component, digest: digest(bytes), path: path.to_path_buf() })
 }
 
-#[cfg(not(feature = "compile"))]
-fn load_wasm(_engine: &Engine, path: &Path) -> Result<Loaded> {
-    bail!(
-        "{0}: has to be compiled, and this host has no compiler; run `host compile {0}` with one that has, and load \
-         the .cwasm",
-        path.display()
-    )
+/// Why a component that was read at `path` cannot be compiled, or mapped.
+fn not_loaded(path: &Path, err: wasmtime::Error) -> anyhow::Error {
+    let name = path.display();
+    let err = anyhow::Error::from(err);
+    // The allocator checks the sizes that the component starts with, after it has been validated.
+    if format!("{err:#}").contains("pooling allocator") {
+        return err.context(format!("{name}: is larger than a slot; a greater --memory-max may hold it"));
+    }
+    match path.extension() {
+        Some(extension) if extension == "cwasm" => {
+            err.context(format!("{name}: was compiled by another version or for another machine; {AGAIN}"))
+        }
+        _ => err.context(format!("{name}: is no valid component")),
+    }
 }
 
-fn load_compiled(engine: &Engine, mut file: File, path: &Path) -> Result<Loaded> {
+const AGAIN: &str = "make a new one with `host compile COMPONENT.wasm` of this version";
+
+fn load_compiled(engine: &Engine, path: &Path) -> Result<Loaded> {
     let name = path.display();
-    let again = "make a new one with `host compile COMPONENT.wasm` of this version";
-    let mut trailer = [0; TRAILER_BYTES as usize];
-    let length = file.seek(SeekFrom::End(0)).with_context(|| format!("read {name}"))?;
-    let trailer_found = length > TRAILER_BYTES
-        && file
-            .seek(SeekFrom::End(-(TRAILER_BYTES as i64)))
-            .and_then(|_| file.read_exact(&mut trailer))
-            .with_context(|| format!("read {name}"))
-            .map(|()| trailer.starts_with(TRAILER_MAGIC))?;
-    if !trailer_found {
-        bail!("{name}: is no .cwasm of this host's version, or was cut short; {again}");
+    let bytes = std::fs::read(path).with_context(|| format!("read {name}"))?;
+    let trailer = bytes.split_last_chunk::<TRAILER_BYTES>().filter(|(_, end)| end.starts_with(TRAILER_MAGIC));
+    let Some((code, trailer)) = trailer else {
+        bail!("{name}: is no .cwasm of this host's version, or was cut short; {AGAIN}");
+    };
+    let (of_code, of_component) = trailer[TRAILER_MAGIC.len()..].split_at(HASH_BYTES);
+    if Sha256::digest(code).as_slice() != of_code {
+        bail!("{name}: is damaged; {AGAIN}");
     }
     // SAFETY: machine code has to be trusted. The operator named this file, `docs/operating.md` says what that
-    // means, and wasmtime checks its version, its target and its settings against the engine before using it.
-    let component = unsafe { Component::deserialize_file(engine, path) }
-        .map_err(anyhow::Error::from)
-        .with_context(|| format!("{name}: was compiled by another version or for another machine; {again}"))?;
-    Ok(Loaded { component, digest: format_digest(&trailer[TRAILER_MAGIC.len()..]), path: path.to_path_buf() })
+    // means, or it lies where nobody else can have put it; and wasmtime checks its version, its target and its
+    // settings against the engine before using it.
+    let component = unsafe { Component::deserialize_file(engine, path) }.map_err(|err| not_loaded(path, err))?;
+    Ok(Loaded { component, digest: format_digest(of_component), path: path.to_path_buf() })
 }
 
+const DIGEST_PREFIX: &str = "sha256:";
+
 fn format_digest(hash: &[u8]) -> String {
-    hash.iter().fold("sha256:".to_string(), |text, byte| text + &format!("{byte:02x}"))
+    hash.iter().fold(DIGEST_PREFIX.to_string(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 #[cfg(feature = "compile")]
 pub use compiling::{CompileArgs, InspectArgs, compile, engine_id};
 #[cfg(feature = "compile")]
 pub(crate) use compiling::{Interfaces, digest, machine_code, read_component, write_atomically};
+#[cfg(feature = "compile")]
+use compiling::{compiled, id_of};
 
 #[cfg(feature = "compile")]
 mod compiling {
@@ -155,7 +249,6 @@ mod compiling {
     use crate::capabilities::provided;
     use crate::engine::{Cpu, config_for};
     use crate::interface::HANDLER;
-    use sha2::{Digest, Sha256};
     use std::borrow::Cow;
     use std::hash::{DefaultHasher, Hash as _, Hasher as _};
     use std::io::Write;
@@ -243,10 +336,15 @@ mod compiling {
     /// # Errors
     /// A processor that the compiler does not know.
     pub fn engine_id() -> Result<String> {
-        let engine = Engine::new(&config_for(Cpu::default())?)?;
+        Ok(id_of(&Engine::new(&config_for(Cpu::default())?)?))
+    }
+
+    /// Names all that machine code of `engine` depends on besides the component, this host's version included.
+    pub(super) fn id_of(engine: &Engine) -> String {
         let mut hasher = DefaultHasher::new();
         engine.precompile_compatibility_hash().hash(&mut hasher);
-        Ok(format!("{:016x}", hasher.finish()))
+        TRAILER_MAGIC.hash(&mut hasher);
+        format!("{:016x}", hasher.finish())
     }
 
     /// Compiles a component to a `.cwasm`.
@@ -254,9 +352,15 @@ mod compiling {
     /// # Errors
     /// Bytes that are no valid component.
     pub(crate) fn machine_code(component: &[u8], cpu: Cpu) -> Result<Vec<u8>> {
-        let engine = Engine::new(&config_for(cpu)?)?;
+        Ok(compiled(&Engine::new(&config_for(cpu)?)?, component)?)
+    }
+
+    /// The `.cwasm` of a component for engines like this one.
+    pub(super) fn compiled(engine: &Engine, component: &[u8]) -> wasmtime::Result<Vec<u8>> {
         let mut bytes = engine.precompile_component(component)?;
+        let hash = Sha256::digest(&bytes);
         bytes.extend_from_slice(TRAILER_MAGIC);
+        bytes.extend_from_slice(&hash);
         bytes.extend_from_slice(&Sha256::digest(component));
         Ok(bytes)
     }
@@ -349,7 +453,7 @@ mod compiling {
             let kind = Kind::of(&bytes);
             let (interfaces, digest) = if kind == Kind::Compiled {
                 let engine = Engine::new(&crate::engine::config())?;
-                let loaded = load(&engine, path)?;
+                let loaded = load_compiled(&engine, path)?;
                 let kind = loaded.component.component_type();
                 let imports = kind.imports(&engine).map(|(name, _)| name.to_string()).collect();
                 let exports = kind.exports(&engine).map(|(name, _)| name.to_string()).collect();

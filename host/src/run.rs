@@ -3,7 +3,7 @@
 use crate::admin::{Admin, Condition, Health, Metrics};
 use crate::capabilities::Configuration;
 use crate::cli::counted;
-use crate::component::load;
+use crate::component::CacheArgs;
 use crate::dev::DevServer;
 use crate::host::{Consumer, Host, Stop, connect_patiently};
 use crate::identity::Losses;
@@ -157,6 +157,9 @@ pub struct RunArgs {
     guest: GuestArgs,
 
     #[command(flatten)]
+    cache: CacheArgs,
+
+    #[command(flatten)]
     nats: NatsArgs,
 
     #[command(flatten)]
@@ -189,6 +192,7 @@ impl FromStr for Listen {
 /// The configuration as meant: checked whole before anything opens.
 struct Config {
     component: PathBuf,
+    cache: CacheArgs,
     configuration: Configuration,
     limits: Limits,
     shards: usize,
@@ -217,7 +221,7 @@ impl RunArgs {
         let mut signals = Signals::new()?;
 
         let engine = pool::engine(&config.limits)?;
-        let loaded = load(&engine, &config.component)?;
+        let loaded = config.cache.load(&engine, &config.component)?;
         let guest = Arc::new(Guest::new(&engine, loaded, config.configuration.clone(), config.limits.clone())?);
         runtime.block_on(guest.try_out())?;
 
@@ -268,6 +272,7 @@ impl RunArgs {
         let (configuration, limits) = self.guest.resolve(slots)?;
         Ok(Config {
             component: self.component,
+            cache: self.cache,
             configuration,
             limits,
             shards,

@@ -1,6 +1,6 @@
 //! `host triage`: verdicts on mails from disk, without NATS.
 
-use crate::component::load;
+use crate::component::CacheArgs;
 use crate::interface::{Issue, JsonVerdict, Message, Verdict, priority_name};
 use crate::log::LogArgs;
 use crate::mails::{Format, Mail, mails};
@@ -46,6 +46,9 @@ pub struct TriageArgs {
     guest: GuestArgs,
 
     #[command(flatten)]
+    cache: CacheArgs,
+
+    #[command(flatten)]
     log: LogArgs,
 }
 
@@ -59,7 +62,7 @@ impl TriageArgs {
         let _log = self.log.start()?;
         let (configuration, limits) = self.guest.resolve(1)?;
         let engine = pool::engine(&limits)?;
-        let guest = Arc::new(Guest::new(&engine, load(&engine, &self.component)?, configuration, limits)?);
+        let guest = Arc::new(Guest::new(&engine, self.cache.load(&engine, &self.component)?, configuration, limits)?);
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
         runtime.block_on(guest.try_out())?;

@@ -3,16 +3,15 @@
 use crate::cgroup::Cgroup;
 use crate::reaper::Reaper;
 use anyhow::{Context as _, Result, bail, ensure};
-use rustix::fs::{AtFlags, Timespec, UTIME_NOW};
-use rustix::fs::{CWD, FlockOperation, Mode, OFlags, ResolveFlags, Timestamps, flock, openat2, utimensat};
-use rustix::process::geteuid;
+use compiled_cache::{Cache, Readers};
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use sha2::{Digest as _, Sha256};
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
+use tempfile::NamedTempFile;
 use tokio::io::AsyncReadExt as _;
 use tokio::process::Command;
 use tokio::sync::OnceCell;
@@ -81,33 +80,35 @@ impl Components {
         let component = open_inside(rootfs, path)?;
         let hashed = component.try_clone().context("read the component")?;
         let digest = spawn_blocking(move || hash(hashed)).await?.with_context(|| format!("read {}", path.display()))?;
-        let folder = own_folder(cache)?;
-        let folder = own_folder(&folder.join(self.engine().await?))?;
-        let file = folder.join(format!("{}.cwasm", hex(&digest)));
-        if is_there(&file) {
+        let digest = hex(&digest);
+        let cache = Cache::open(cache, self.engine().await?, cache_max_bytes, Readers::Everyone)?;
+        if let Some(file) = cache.find(&digest) {
             return Ok(file);
         }
-        let lock_file = folder.join(format!("{}.lock", hex(&digest)));
-        let lock = File::create(&lock_file).context("write to the cache")?;
+        let lock = cache.lock(&digest)?;
         let others = async {
-            while flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() && !is_there(&file) {
+            while !lock.try_acquire() && cache.find(&digest).is_none() {
                 sleep(OTHERS_INTERVAL).await;
             }
         };
         // At worst it is compiled twice.
         let _ = timeout(OTHERS_TIMEOUT, others).await;
-        if !is_there(&file) {
-            let compiled = self.compile(component, &digest, &file, cgroup).await;
-            compiled.with_context(|| format!("compile {}", path.display()))?;
-            let _ = fs::remove_file(lock_file);
-            let (cache, file) = (cache.to_path_buf(), file.clone());
-            spawn_blocking(move || evict(&cache, cache_max_bytes, &file)).await?;
+        if let Some(file) = cache.find(&digest) {
+            return Ok(file);
         }
-        Ok(file)
+        let compiled = self.compile(component, &digest, &cache, cgroup).await;
+        let compiled = compiled.with_context(|| format!("compile {}", path.display()))?;
+        lock.remove();
+        spawn_blocking(move || cache.keep(compiled, &digest)).await?
     }
 
-    async fn compile(&self, mut component: File, digest: &[u8], file: &Path, cgroup: &Cgroup) -> Result<()> {
-        let folder = file.parent().context("a cache")?;
+    async fn compile(
+        &self,
+        mut component: File,
+        digest: &str,
+        cache: &Cache,
+        cgroup: &Cgroup,
+    ) -> Result<NamedTempFile> {
         let place = cgroup.make(&format!("mailroom-compiler-{}", std::process::id()))?;
         let empty = tempfile::tempdir().context("make an empty folder")?;
         component.seek(SeekFrom::Start(0)).context("read it")?;
@@ -119,7 +120,7 @@ impl Components {
         let (output, errors) = (compiler.stdout.take(), compiler.stderr.take());
         let (mut output, mut errors) = (output.context("its output")?, errors.context("its errors")?);
 
-        let mut stored = tempfile::NamedTempFile::new_in(folder).context("write to the cache")?;
+        let mut stored = cache.begin()?;
         let mut writer = tokio::fs::File::from_std(stored.as_file().try_clone().context("write to the cache")?);
         let mut message = String::new();
         let run = async {
@@ -148,13 +149,11 @@ impl Components {
             ),
         }
         // The compiler met a stranger's bytes. Whatever it says, this is kept as the code of these bytes alone.
-        let mut end = vec![0; digest.len()];
+        let mut end = [0; 32];
         let stored_file = stored.as_file_mut();
         stored_file.seek(SeekFrom::End(-32)).and_then(|_| stored_file.read_exact(&mut end)).context("read its end")?;
-        ensure!(end == digest, "the compiler made code of another component");
-        fs::set_permissions(stored.path(), fs::Permissions::from_mode(0o444)).context("write to the cache")?;
-        stored.persist(file).context("write to the cache")?;
-        Ok(())
+        ensure!(hex(&end) == digest, "the compiler made code of another component");
+        Ok(stored)
     }
 }
 
@@ -186,50 +185,10 @@ fn hex(digest: &[u8]) -> String {
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Whether `file` is in the cache; if so, it is used now.
-fn is_there(file: &Path) -> bool {
-    let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
-    utimensat(CWD, file, &Timestamps { last_access: now, last_modification: now }, AtFlags::empty()).is_ok()
-}
-
-/// Makes a folder that only root writes to, or checks that it is one.
-fn own_folder(path: &Path) -> Result<PathBuf> {
-    let name = path.display();
-    fs::DirBuilder::new().recursive(true).mode(0o755).create(path).with_context(|| format!("make {name}"))?;
-    let metadata = fs::symlink_metadata(path).with_context(|| format!("read {name}"))?;
-    let own = metadata.is_dir() && metadata.uid() == geteuid().as_raw() && metadata.mode() & 0o022 == 0;
-    ensure!(
-        own,
-        "{name}: others than root may write there, so what lies in it is not run; `chmod go-w` it, or name another Cache"
-    );
-    Ok(path.to_path_buf())
-}
-
-/// Removes what was not used for longest until `cache` holds no more than `max` bytes, but not `kept`. Running
-/// containers keep what they have mapped.
-fn evict(cache: &Path, max: u64, kept: &Path) {
-    let entries = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
-    let mut files: Vec<(SystemTime, u64, PathBuf)> = Vec::new();
-    for path in entries(cache).flat_map(|engine| entries(&engine).collect::<Vec<_>>()) {
-        if let Ok(metadata) = fs::metadata(&path) {
-            files.push((metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH), metadata.len(), path));
-        }
-    }
-    files.sort();
-    let mut total: u64 = files.iter().map(|(_, bytes, _)| bytes).sum();
-    for (_, bytes, path) in files {
-        if total <= max {
-            return;
-        }
-        if path != kept && fs::remove_file(&path).is_ok() {
-            total -= bytes;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
     use std::os::unix::fs::symlink;
 
     #[test]
@@ -254,30 +213,5 @@ mod tests {
             let error = format!("{:#}", read(path).expect_err(path));
             assert!(error.starts_with(path) && error.contains(named), "{error}");
         }
-    }
-
-    #[test]
-    fn the_cache_keeps_what_was_used_last() {
-        let cache = tempfile::tempdir().expect("a folder");
-        let engine = cache.path().join("1");
-        fs::create_dir(&engine).expect("a folder");
-        let names = ["a", "b", "c", "d"].map(|name| engine.join(name));
-        for (age, name) in (1..).zip(&names) {
-            fs::write(name, [0; 10]).expect("write");
-            let time = SystemTime::now() - Duration::from_secs(100 * age);
-            File::options().write(true).open(name).and_then(|file| file.set_modified(time)).expect("set the time");
-        }
-        assert!(is_there(&names[3]));
-        evict(cache.path(), 25, &names[2]);
-        assert_eq!(names.map(|name| name.exists()), [false, false, true, true]);
-    }
-
-    #[test]
-    fn a_folder_that_others_write_to_is_no_cache() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let cache = folder.path().join("cache");
-        assert!(own_folder(&cache).is_ok());
-        fs::set_permissions(&cache, fs::Permissions::from_mode(0o777)).expect("set permissions");
-        assert!(format!("{:#}", own_folder(&cache).expect_err("refused")).contains("others than root"));
     }
 }

@@ -61,6 +61,7 @@ pub async fn run<A: AsRef<OsStr>>(
     for variable in settings_of_ours() {
         command.env_remove(variable);
     }
+    command.envs(tools::cache());
     let shown = format!("{:?}", command.as_std());
     let mut child = command.spawn().with_context(|| format!("start {shown}"))?;
     let stdin = child.stdin.take();

@@ -159,6 +159,7 @@ impl HostBuilder {
         for variable in settings_of_ours() {
             command.env_remove(variable);
         }
+        command.envs(tools::cache());
         let component = self.component.map_or_else(|| tools::component("triage"), Ok)?;
         command.arg("run").arg("--component").arg(component).args(["--server", &self.server]);
         command.args(["--listen", "127.0.0.1:0"]).args(self.args).envs(self.environment);

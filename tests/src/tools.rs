@@ -91,6 +91,11 @@ pub fn installed_in(folder: &str, name: &str, package: &str) -> Result<PathBuf> 
     Ok(folder)
 }
 
+/// The setting that makes `host` keep what it compiles beside its executable, and nowhere in the user's home.
+pub fn cache() -> Option<(&'static str, PathBuf)> {
+    Some(("MAILROOM_CACHE", host().ok()?.with_file_name("mailroom-test-cache")))
+}
+
 /// The component `name` (`triage`, `triage-http`, `actor`) under `MAILROOM_TEST_COMPONENTS`, or as last built.
 ///
 /// # Errors

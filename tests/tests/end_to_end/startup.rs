@@ -3,7 +3,9 @@
 use crate::crafted;
 use async_nats::jetstream::consumer::{AckPolicy, pull, push};
 use std::ffi::OsString;
+use std::fs::Permissions;
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use tests::bed::{Bed, SOON};
 use tests::prelude::*;
@@ -128,8 +130,8 @@ async fn a_component_larger_than_its_memory_limit_is_refused() -> Result<()> {
 /// it anew; nothing of it is run.
 #[tokio::test]
 async fn machine_code_of_another_version_or_cut_short_is_refused() -> Result<()> {
-    /// The digest and the words before it that `host compile` puts at the end.
-    const TRAILER_BYTES: usize = 48;
+    /// The digests and the words before them that `host compile` puts at the end.
+    const TRAILER_BYTES: usize = 80;
     let folder = crafted::folder()?;
     let compiled = folder.path().join("triage.cwasm");
     let component = tools::component("triage")?;
@@ -143,18 +145,80 @@ async fn machine_code_of_another_version_or_cut_short_is_refused() -> Result<()>
     let version = &mut other_version[66..66 + length];
     ensure!(!version.is_empty() && version.iter().all(u8::is_ascii_digit), "no version here: {version:?}");
     version.fill(b'9');
+    let hash = command::run("sha256sum", [""; 0], &other_version[..code.len()], SOON).await?.success()?.stdout;
+    let hash: Vec<u8> =
+        (0..32).map(|at| u8::from_str_radix(&hash[2 * at..2 * at + 2], 16)).collect::<Result<_, _>>()?;
+    other_version[code.len() + 16..][..32].copy_from_slice(&hash);
 
+    let mut flipped = whole.clone();
+    flipped[code.len() / 2] ^= 1;
     let again = "host compile COMPONENT.wasm";
     for (file, bytes, words) in [
         ("other-version.cwasm", &other_version[..], ["compiled by another version", again]),
         ("no-trailer.cwasm", code, ["cut short", again]),
         ("half.cwasm", &whole[..whole.len() / 2], ["cut short", again]),
         ("short.cwasm", &whole[..TRAILER_BYTES], ["cut short", again]),
-        ("half-with-trailer.cwasm", &[&code[..code.len() / 2], trailer].concat(), ["", again]),
-        ("no-code.cwasm", &[&code[..64], trailer].concat(), ["", again]),
+        ("half-with-trailer.cwasm", &[&code[..code.len() / 2], trailer].concat(), ["is damaged", again]),
+        ("no-code.cwasm", &[&code[..64], trailer].concat(), ["is damaged", again]),
+        ("flipped.cwasm", &flipped, ["is damaged", again]),
     ] {
         component_refused(&crafted::file(folder.path(), file, bytes)?, &words).await?;
     }
+    Ok(())
+}
+
+/// What one start compiled the next one takes from the cache, as long as nobody else can have written it and it is
+/// whole; without a cache nothing is kept.
+#[tokio::test]
+async fn what_was_compiled_is_kept_and_checked() -> Result<()> {
+    let folder = crafted::folder()?;
+    let cache = folder.path().join("cache");
+    let component = tools::component("triage")?;
+    let mail = std::fs::read(tools::workspace().join("tests/mails/01-outage.eml"))?;
+    // What it says besides its verdict, which is always the same.
+    let log = async |args: &[&str]| {
+        let (component, cache) = (name(&component), name(&cache));
+        let args = [&["triage", &component, "-", "--cache", &cache], args].concat();
+        let output = command::run(tools::host()?, &args, &mail, SOON).await?.success()?;
+        let verdict: serde_json::Value = serde_json::from_str(&output.stdout)?;
+        assert_eq!(verdict["priority"], "urgent", "{output:?}");
+        anyhow::Ok(output.stderr)
+    };
+    let kept = || -> Result<Vec<PathBuf>> {
+        let engine = std::fs::read_dir(&cache)?.next().context("a folder of this engine's")??;
+        std::fs::read_dir(engine.path())?.map(|entry| Ok(entry?.path())).collect()
+    };
+
+    assert_eq!(log(&["--no-cache"]).await?, "");
+    ensure!(!cache.exists(), "something is kept");
+    let first = log(&[]).await?;
+    ensure!(first.contains("kept for the next start"), "{first}");
+    let [file] = &kept()?[..] else { bail!("not one file: {:?}", kept()?) };
+    assert_eq!(log(&[]).await?, "");
+
+    let whole = std::fs::read(file)?;
+    std::fs::remove_file(file)?;
+    std::fs::write(file, &whole[1..])?;
+    std::fs::set_permissions(file, Permissions::from_mode(0o600))?;
+    let damaged = log(&[]).await?;
+    ensure!(damaged.contains("is damaged") && damaged.contains("kept for the next start"), "{damaged}");
+    assert_eq!(std::fs::read(file)?, whole);
+
+    std::fs::set_permissions(file, Permissions::from_mode(0o666))?;
+    let untrusted = log(&[]).await?;
+    ensure!(untrusted.contains("kept for the next start"), "{untrusted}");
+    assert_eq!(log(&[]).await?, "");
+
+    std::fs::set_permissions(&cache, Permissions::from_mode(0o777))?;
+    let open = log(&[]).await?;
+    ensure!(open.contains("others may write there") && open.contains("--no-cache"), "{open}");
+    std::fs::set_permissions(&cache, Permissions::from_mode(0o700))?;
+
+    // Too small for even one: what was just made stays, what was there before goes.
+    let other = crafted::file(folder.path(), "other.wasm", std::fs::read(tools::component("actor")?)?)?;
+    command::host(["triage", &name(&other), &name(&other), "--cache", &name(&cache), "--cache-max", "1KiB"]).await?;
+    let left = kept()?;
+    ensure!(left.len() == 1 && left[0] != *file, "{left:?}");
     Ok(())
 }
 
