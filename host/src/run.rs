@@ -330,15 +330,15 @@ async fn serve(config: Config, guest: Arc<Guest>, signals: &mut Signals) -> Resu
     tasks.spawn(watch_backlog(jetstream.clone(), config.names.clone(), metrics.clone(), not_paused));
     let alarm = Alarm::default();
     let sink = Sink::new(jetstream.clone(), config.names.clone(), guest.digest().to_string());
-    let search = Search::new(
+    let search = Search {
         client,
         jetstream,
-        config.names.clone(),
+        names: config.names.clone(),
         sink,
-        metrics.clone(),
-        alarm.clone(),
-        config.policy.retry_max,
-    );
+        metrics: metrics.clone(),
+        alarm: alarm.clone(),
+        retry_max: config.policy.retry_max,
+    };
     tasks.spawn(search.run());
 
     let mut shards = start_shards(&config, &guest, &metrics, &health, &alarm, &stop)?;

@@ -87,14 +87,20 @@ impl Alarm {
 
 /// Looks for unreadable messages whenever a connection was lost, and puts them away.
 pub struct Search {
-    client: Client,
-    jetstream: Context,
-    names: Names,
-    sink: Sink,
-    metrics: Metrics,
-    alarm: Alarm,
+    /// A connection that is no shard's.
+    pub client: Client,
+    /// JetStream on that connection.
+    pub jetstream: Context,
+    /// The stream and the consumer.
+    pub names: Names,
+    /// Where the messages go.
+    pub sink: Sink,
+    /// Where they are counted.
+    pub metrics: Metrics,
+    /// Raised by shards that lost their connection.
+    pub alarm: Alarm,
     /// How long a message stays away that cannot even be stored as a dead letter.
-    retry_max: Duration,
+    pub retry_max: Duration,
 }
 
 /// What was looked at already and needs no second look: messages do not change.
@@ -116,19 +122,6 @@ struct Origin {
 }
 
 impl Search {
-    /// A search on a connection that is no shard's.
-    pub fn new(
-        client: Client,
-        jetstream: Context,
-        names: Names,
-        sink: Sink,
-        metrics: Metrics,
-        alarm: Alarm,
-        retry_max: Duration,
-    ) -> Self {
-        Self { client, jetstream, names, sink, metrics, alarm, retry_max }
-    }
-
     /// Searches at every [`Alarm::raise`], until the future is dropped.
     pub async fn run(self) {
         let mut seen = None;

@@ -161,19 +161,8 @@ struct ReplayArgs {
     #[arg(long, env = "MAILROOM_AS_NEW", value_parser = clap::builder::BoolishValueParser::new())]
     as_new: bool,
 
-    /// Only print which letters it would be
-    #[arg(long, env = "MAILROOM_DRY_RUN", value_parser = clap::builder::BoolishValueParser::new())]
-    dry_run: bool,
-
-    /// No progress bar and no summary; errors only
-    #[arg(short, long, env = "MAILROOM_QUIET", value_parser = clap::builder::BoolishValueParser::new())]
-    quiet: bool,
-
     #[command(flatten)]
-    selection: SelectionArgs,
-
-    #[command(flatten)]
-    place: PlaceArgs,
+    change: ChangeArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -187,6 +176,13 @@ struct DropArgs {
     #[arg(short, long, env = "MAILROOM_YES", value_parser = clap::builder::BoolishValueParser::new())]
     yes: bool,
 
+    #[command(flatten)]
+    change: ChangeArgs,
+}
+
+/// What commands have in common that change which letters there are.
+#[derive(Debug, clap::Args)]
+struct ChangeArgs {
     /// Only print which letters it would be
     #[arg(long, env = "MAILROOM_DRY_RUN", value_parser = clap::builder::BoolishValueParser::new())]
     dry_run: bool,
@@ -300,18 +296,18 @@ struct Whole<'a> {
 
 impl ReplayArgs {
     async fn execute(self) -> Result<ExitCode> {
-        let selection = self.selection.resolve("replay")?;
-        let dead = DeadLetters::open(self.place).await?;
+        let selection = self.change.selection.resolve("replay")?;
+        let dead = DeadLetters::open(self.change.place).await?;
         if !self.as_new {
             check_replayable(&dead).await?;
         }
-        let chosen = selection.choose(&dead, self.dry_run).await?;
-        if self.dry_run {
+        let chosen = selection.choose(&dead, self.change.dry_run).await?;
+        if self.change.dry_run {
             return would(&dead, "replay", &chosen);
         }
         let (dead, keep, as_new) = (&dead, self.keep, self.as_new);
         let named = matches!(selection, Selection::Named(_));
-        let work = Work { verb: "replayed", total: chosen.len(), quiet: self.quiet, named };
+        let work = Work { verb: "replayed", total: chosen.len(), quiet: self.change.quiet, named };
         let max_payload = dead.jetstream.client().server_info().max_payload as u64;
         Ok(work.on(chosen, max_payload, async |sequence| replay(dead, sequence, keep, as_new).await).await)
     }
@@ -319,14 +315,14 @@ impl ReplayArgs {
 
 impl DropArgs {
     async fn execute(self) -> Result<ExitCode> {
-        let selection = self.selection.resolve("drop")?;
+        let selection = self.change.selection.resolve("drop")?;
         let can_ask = io::stdin().is_terminal() && io::stderr().is_terminal();
         ensure!(
-            self.yes || self.dry_run || can_ask,
+            self.yes || self.change.dry_run || can_ask,
             "there is no terminal to ask whether letters may be removed for good; add --yes"
         );
-        let dead = DeadLetters::open(self.place).await?;
-        if selection == Selection::Matching(Filter::default()) && !self.dry_run {
+        let dead = DeadLetters::open(self.change.place).await?;
+        if selection == Selection::Matching(Filter::default()) && !self.change.dry_run {
             // The server removes all of a consumer's letters by itself.
             let letters = dead.after(0, None).await?;
             let pending = letters.pending();
@@ -335,21 +331,21 @@ impl DropArgs {
             }
             let started = Instant::now();
             let count = if pending > 0 { dead.remove_all(letters.last()).await? } else { 0 };
-            if !self.quiet {
+            if !self.change.quiet {
                 let tally = Tally { done: count, ..Tally::default() };
                 say(&tally.summary("dropped", started.elapsed()));
             }
             return Ok(ExitCode::SUCCESS);
         }
-        let chosen = selection.choose(&dead, self.dry_run).await?;
-        if self.dry_run {
+        let chosen = selection.choose(&dead, self.change.dry_run).await?;
+        if self.change.dry_run {
             return would(&dead, "drop", &chosen);
         }
         if !self.yes && !chosen.is_empty() && !may_drop(&dead, chosen.len() as u64)? {
             return Ok(ExitCode::FAILURE);
         }
         let (dead, named) = (&dead, matches!(selection, Selection::Named(_)));
-        let work = Work { verb: "dropped", total: chosen.len(), quiet: self.quiet, named };
+        let work = Work { verb: "dropped", total: chosen.len(), quiet: self.change.quiet, named };
         Ok(work.on(chosen, 0, async |sequence| remove(dead, sequence, named).await).await)
     }
 }
