@@ -6,7 +6,7 @@
 //! thrown away and the message waits, without a slot, to be run there from the start: long guests never take the
 //! slots that short ones need, and cost their shard no more than one turn each.
 
-use crate::pool::{Call, Run};
+use crate::handler::Run;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use std::cell::OnceCell;
@@ -23,30 +23,30 @@ const PART: usize = 4;
 const NICENESS: i32 = 10;
 
 /// A shard's slow lane.
-pub struct SlowLane {
+pub struct SlowLane<C> {
     name: String,
     places: Semaphore,
     places_total: usize,
-    thread: OnceCell<Thread>,
+    thread: OnceCell<Thread<C>>,
 }
 
-struct Thread {
-    jobs: mpsc::UnboundedSender<Job>,
+struct Thread<C> {
+    jobs: mpsc::UnboundedSender<Job<C>>,
     handle: JoinHandle<()>,
 }
 
-struct Job {
-    call: Call,
+struct Job<C> {
+    call: C,
     done: oneshot::Sender<Run>,
 }
 
 /// A place in the lane: the right to let one guest go on there.
-pub struct Place<'a> {
-    lane: &'a SlowLane,
+pub struct Place<'a, C> {
+    lane: &'a SlowLane<C>,
     _permit: SemaphorePermit<'a>,
 }
 
-impl SlowLane {
+impl<C: Future<Output = Run> + Send + 'static> SlowLane<C> {
     /// The lane of the shard with that many slots. Starts nothing yet.
     pub fn new(shard: usize, slots: usize) -> Self {
         let places_total = slots.div_ceil(PART);
@@ -59,7 +59,7 @@ impl SlowLane {
     }
 
     /// A place, if one is free.
-    pub fn try_enter(&self) -> Option<Place<'_>> {
+    pub fn try_enter(&self) -> Option<Place<'_, C>> {
         self.places.try_acquire().ok().map(|permit| Place { lane: self, _permit: permit })
     }
 
@@ -67,7 +67,7 @@ impl SlowLane {
     ///
     /// # Cancel safety
     /// Dropping the future gives up the place in the queue.
-    pub async fn enter(&self) -> Option<Place<'_>> {
+    pub async fn enter(&self) -> Option<Place<'_, C>> {
         self.places.acquire().await.ok().map(|permit| Place { lane: self, _permit: permit })
     }
 
@@ -77,7 +77,7 @@ impl SlowLane {
     }
 
     /// The lane's thread, on the runtime of the calling shard: what a guest waits for stays with its shard.
-    fn thread(&self) -> std::io::Result<&Thread> {
+    fn thread(&self) -> std::io::Result<&Thread<C>> {
         if let Some(thread) = self.thread.get() {
             return Ok(thread);
         }
@@ -93,12 +93,12 @@ impl SlowLane {
     }
 }
 
-impl Place<'_> {
+impl<C: Future<Output = Run> + Send + 'static> Place<'_, C> {
     /// Lets the guest go on in the lane, to its end. Nothing, if there can be no thread for it.
     ///
     /// # Cancel safety
     /// Dropping the future ends the instance after its turn.
-    pub async fn finish(self, call: Call) -> Option<Run> {
+    pub async fn finish(self, call: C) -> Option<Run> {
         let thread = match self.lane.thread() {
             Ok(thread) => thread,
             Err(err) => {
@@ -112,7 +112,7 @@ impl Place<'_> {
     }
 }
 
-impl Drop for SlowLane {
+impl<C> Drop for SlowLane<C> {
     fn drop(&mut self) {
         if let Some(Thread { jobs, handle }) = self.thread.take() {
             drop(jobs);
@@ -122,7 +122,7 @@ impl Drop for SlowLane {
     }
 }
 
-async fn work(mut queue: mpsc::UnboundedReceiver<Job>) {
+async fn work(mut queue: mpsc::UnboundedReceiver<Job<impl Future<Output = Run>>>) {
     let mut running = FuturesUnordered::new();
     loop {
         select! {
@@ -136,7 +136,7 @@ async fn work(mut queue: mpsc::UnboundedReceiver<Job>) {
     }
 }
 
-impl Job {
+impl<C: Future<Output = Run>> Job<C> {
     async fn work(self) {
         let Self { call, mut done } = self;
         select! {
