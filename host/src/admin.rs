@@ -1,5 +1,6 @@
 //! What operators see: metrics, liveness, readiness, on one small HTTP endpoint.
 
+use crate::handler::PoolUse;
 use anyhow::{Context, Result};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
@@ -17,7 +18,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpListener;
-use wasmtime::Engine;
 
 /// Upper bounds of the histograms' buckets, in seconds: 10 µs to 60 s.
 const BUCKETS: &[f64] = &[
@@ -57,17 +57,21 @@ pub struct Metrics {
     /// Dead letters of this consumer that are stored now.
     pub dead_letters: IntGauge,
     last_settled: Gauge,
-    engine: Engine,
+    pool_use: Arc<dyn Fn() -> Option<PoolUse> + Send + Sync>,
     pool_instances: IntGauge,
     pool_kept: IntGauge,
 }
 
 impl Metrics {
-    /// Registers all metrics, with what does not change while the host runs. `engine` is the one that owns the pool.
+    /// Registers all metrics, with what does not change while the host runs; asks `pool_use` whenever they are read.
     ///
     /// # Errors
     /// None in practice: the names are fixed.
-    pub fn new(digest: &str, slots: u32, engine: Engine) -> Result<Self> {
+    pub fn new(
+        digest: &str,
+        slots: u32,
+        pool_use: impl Fn() -> Option<PoolUse> + Send + Sync + 'static,
+    ) -> Result<Self> {
         let registry = Registry::new();
         let histogram = |name: &str, help: &str| -> Result<Histogram> {
             let histogram = Histogram::with_opts(HistogramOpts::new(name, help).buckets(BUCKETS.to_vec()))?;
@@ -137,7 +141,7 @@ impl Metrics {
             store_failures,
             slow_guests,
             last_settled,
-            engine,
+            pool_use: Arc::new(pool_use),
             registry,
         })
     }
@@ -148,10 +152,9 @@ impl Metrics {
     }
 
     fn text(&self) -> Result<Vec<u8>> {
-        if let Some(pool) = self.engine.pooling_allocator_metrics() {
-            let kept = pool.unused_memory_bytes_resident() + pool.unused_table_bytes_resident();
-            self.pool_instances.set(i64::try_from(pool.component_instances()).unwrap_or(i64::MAX));
-            self.pool_kept.set(i64::try_from(kept).unwrap_or(i64::MAX));
+        if let Some(PoolUse { instances, kept_bytes }) = (self.pool_use)() {
+            self.pool_instances.set(i64::try_from(instances).unwrap_or(i64::MAX));
+            self.pool_kept.set(i64::try_from(kept_bytes).unwrap_or(i64::MAX));
         }
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
@@ -403,7 +406,7 @@ mod tests {
 
     #[test]
     fn counts_reach_the_text_when_flushed() -> Result<()> {
-        let metrics = Metrics::new("sha256:00", 4, Engine::default())?;
+        let metrics = Metrics::new("sha256:00", 4, || None)?;
         let stages = Stages::new(&metrics);
         stages.settled("verdict", "");
         stages.settled("verdict", "");

@@ -112,7 +112,12 @@ const TERMINATION_LOG_BYTES: usize = 4096;
 
 /// The whole of the executable: parses the command line, carries out the command, says what went wrong.
 pub fn main() -> ExitCode {
-    match Cli::from_command_line().execute() {
+    end(Cli::from_command_line().execute())
+}
+
+/// Says what went wrong, if something did, and gives the exit code.
+pub(crate) fn end(result: Result<ExitCode>) -> ExitCode {
+    match result {
         Ok(code) => code,
         Err(err) => {
             let message = format!("error: {err:#}");
@@ -132,8 +137,8 @@ fn leave_last_words(message: &str) {
     }
 }
 
-/// What the commands run on that do not run guests: one thread, this one.
-fn runtime() -> Result<tokio::runtime::Runtime> {
+/// What commands run on: one thread, this one.
+pub(crate) fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")
 }
 

@@ -6,13 +6,14 @@
 
 use crate::admin::{Condition, Health, Metrics, Stage, Stages};
 use crate::cli::counted;
+use crate::handler::Handler;
 use crate::identity::{Identity, Losses};
 use crate::interface::{Message, Verdict};
 use crate::lane::SlowLane;
 use crate::letter::Origin;
 use crate::names::Names;
 use crate::nats::{ConnectError, Nats, refusal};
-use crate::pool::Guest;
+use crate::pool::turn;
 use crate::settle::{DeadReason, Policy, Settlement, admit, settle};
 use crate::sink::{Sink, StoreError, Stored};
 use crate::source::{Delivery, Event, Source};
@@ -46,10 +47,9 @@ const RETURN_AFTER: Duration = Duration::from_secs(1);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What all shards share, and what does not change while the host runs.
-#[derive(Clone)]
-pub struct Host {
-    /// The component.
-    pub guest: Arc<Guest>,
+pub struct Host<H> {
+    /// What runs on every message.
+    pub guest: Arc<H>,
     /// Where NATS is.
     pub nats: Nats,
     /// The streams, the consumer and the subjects.
@@ -170,7 +170,7 @@ pub async fn connect_patiently(
     }
 }
 
-impl Host {
+impl<H: Handler> Host<H> {
     /// Runs one shard on the calling thread, until [`Stop`] or an error that repeating does not mend. Gives the number
     /// of messages that were not done in time at the stop.
     ///
@@ -267,8 +267,8 @@ fn is_broken_off(client: &Client) -> bool {
     matches!(client.flush().now_or_never(), Some(Err(_)))
 }
 
-struct Shard<'a> {
-    guest: &'a Arc<Guest>,
+struct Shard<'a, H: Handler> {
+    guest: &'a Arc<H>,
     sink: Sink,
     client: Client,
     policy: &'a Policy,
@@ -279,7 +279,7 @@ struct Shard<'a> {
     found: &'a Condition,
     slots: Semaphore,
     slots_total: usize,
-    lane: SlowLane,
+    lane: SlowLane<H::Call>,
     stages: Stages,
     /// The messages that the shard holds; the server has to hear of each before `ack_wait` is over.
     held: RefCell<Slab<Held>>,
@@ -323,7 +323,7 @@ struct Held {
     touched: Instant,
 }
 
-impl Shard<'_> {
+impl<H: Handler> Shard<'_, H> {
     /// Fetches and settles messages until the host stops, the consumer is gone or the client breaks off.
     async fn serve(&self, mut source: Source) -> Served {
         let mut running = FuturesUnordered::new();
@@ -485,7 +485,7 @@ impl Shard<'_> {
         let slot = self.slot(delivery).await?;
         self.stages.observe(Stage::QueueWait, delivery.arrived.elapsed());
         let mut call = self.guest.triage(delivery.message.clone());
-        let run = match call.turn().await {
+        let run = match turn(&mut call).await {
             Some(run) => run,
             None => {
                 self.stages.shared().slow_guests.inc();

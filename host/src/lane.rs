@@ -9,7 +9,7 @@
 //! On a machine that never has a processor to spare such a thread hardly runs. A guest that finds it so most likely
 //! misses its deadline; those that come in the next minute, it among them, get a thread that is merely nicer.
 
-use crate::pool::{Call, Run};
+use crate::handler::Run;
 use crate::scheduling::{computed, only_in_idle_time};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -34,23 +34,23 @@ const STARVED: (Duration, u32) = (Duration::from_millis(50), 4);
 const AVOIDED: Duration = Duration::from_secs(60);
 
 /// A shard's slow lane.
-pub struct SlowLane {
+pub struct SlowLane<C> {
     shard: usize,
     places: Semaphore,
     places_total: usize,
-    idle: OnceCell<Thread>,
-    nice: OnceCell<Thread>,
+    idle: OnceCell<Thread<C>>,
+    nice: OnceCell<Thread<C>>,
     /// When a guest was last found to have starved.
     starved: Cell<Option<Instant>>,
 }
 
-struct Thread {
-    jobs: mpsc::UnboundedSender<Job>,
+struct Thread<C> {
+    jobs: mpsc::UnboundedSender<Job<C>>,
     handle: JoinHandle<()>,
 }
 
-struct Job {
-    call: Call,
+struct Job<C> {
+    call: C,
     done: oneshot::Sender<Done>,
 }
 
@@ -60,12 +60,12 @@ struct Done {
 }
 
 /// A place in the lane: the right to let one guest go on there.
-pub struct Place<'a> {
-    lane: &'a SlowLane,
+pub struct Place<'a, C> {
+    lane: &'a SlowLane<C>,
     _permit: SemaphorePermit<'a>,
 }
 
-impl SlowLane {
+impl<C: Future<Output = Run> + Send + 'static> SlowLane<C> {
     /// The lane of the shard with that many slots. Starts nothing yet.
     pub fn new(shard: usize, slots: usize) -> Self {
         let places_total = slots.div_ceil(PART);
@@ -80,7 +80,7 @@ impl SlowLane {
     }
 
     /// A place, if one is free.
-    pub fn try_enter(&self) -> Option<Place<'_>> {
+    pub fn try_enter(&self) -> Option<Place<'_, C>> {
         self.places.try_acquire().ok().map(|permit| Place { lane: self, _permit: permit })
     }
 
@@ -88,7 +88,7 @@ impl SlowLane {
     ///
     /// # Cancel safety
     /// Dropping the future gives up the place in the queue.
-    pub async fn enter(&self) -> Option<Place<'_>> {
+    pub async fn enter(&self) -> Option<Place<'_, C>> {
         self.places.acquire().await.ok().map(|permit| Place { lane: self, _permit: permit })
     }
 
@@ -98,7 +98,7 @@ impl SlowLane {
     }
 
     /// The thread for the next guest.
-    fn thread(&self) -> std::io::Result<&Thread> {
+    fn thread(&self) -> std::io::Result<&Thread<C>> {
         if self.starved.get().is_some_and(|at| at.elapsed() < AVOIDED) {
             return Thread::of(&self.nice, format!("slow-lane-{}-nice", self.shard), be_nice);
         }
@@ -117,7 +117,7 @@ fn be_nice() {
     }
 }
 
-impl Thread {
+impl<C: Future<Output = Run> + Send + 'static> Thread<C> {
     /// The thread in `cell`, on the runtime of the calling shard: what a guest waits for stays with its shard.
     fn of(cell: &OnceCell<Self>, name: String, prepare: impl FnOnce() + Send + 'static) -> std::io::Result<&Self> {
         if let Some(thread) = cell.get() {
@@ -133,12 +133,12 @@ impl Thread {
     }
 }
 
-impl Place<'_> {
+impl<C: Future<Output = Run> + Send + 'static> Place<'_, C> {
     /// Lets the guest go on in the lane, to its end. Nothing, if there can be no thread for it.
     ///
     /// # Cancel safety
     /// Dropping the future ends the instance after its turn.
-    pub async fn finish(self, call: Call) -> Option<Run> {
+    pub async fn finish(self, call: C) -> Option<Run> {
         let thread = match self.lane.thread() {
             Ok(thread) => thread,
             Err(err) => {
@@ -156,7 +156,7 @@ impl Place<'_> {
     }
 }
 
-impl Drop for SlowLane {
+impl<C> Drop for SlowLane<C> {
     fn drop(&mut self) {
         for Thread { jobs, handle } in [self.idle.take(), self.nice.take()].into_iter().flatten() {
             drop(jobs);
@@ -166,7 +166,7 @@ impl Drop for SlowLane {
     }
 }
 
-async fn work(mut queue: mpsc::UnboundedReceiver<Job>) {
+async fn work(mut queue: mpsc::UnboundedReceiver<Job<impl Future<Output = Run>>>) {
     let mut running = FuturesUnordered::new();
     loop {
         select! {
@@ -180,7 +180,7 @@ async fn work(mut queue: mpsc::UnboundedReceiver<Job>) {
     }
 }
 
-impl Job {
+impl<C: Future<Output = Run>> Job<C> {
     async fn work(self) {
         let Self { call, mut done } = self;
         let (began, before) = (Instant::now(), computed());

@@ -6,17 +6,21 @@
 //! [`interface`]; [`settle`] says what the answer means; [`sink`] stores the verdict or the dead letter and awaits
 //! its PubAck; only then is the message acknowledged, if [`identity`] says that it is still there. Messages that the
 //! NATS client cannot read are found by [`unreadable`]. [`admin`] shows all of it to operators.
+//!
+//! The loop runs any [`handler`]: the pool's components, or a [`native`] function, which they are measured against.
 
 mod cli;
 mod run;
 
 mod admin;
 mod capabilities;
+mod handler;
 mod header_block;
 mod host;
 mod interface;
 mod lane;
 mod letter;
+pub mod native;
 mod pool;
 mod scheduling;
 mod settle;

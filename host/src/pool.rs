@@ -2,9 +2,11 @@
 
 use crate::capabilities::{Configuration, State, TABLE_MAX_ELEMENTS, link};
 use crate::component::Loaded;
-use crate::interface::{self, Message, TriagePre, Verdict};
+use crate::handler::{Failure, Fault, Handler, PoolUse, Run, outcome};
+use crate::interface::{self, Message, TriagePre};
 use crate::scheduling::{computed, soon_after_waking};
 use anyhow::{Context, Result, bail};
+use futures::FutureExt as _;
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::path::PathBuf;
@@ -89,58 +91,6 @@ pub struct Limits {
     pub host_calls_max: u64,
 }
 
-/// Why a message got no verdict.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Failure {
-    /// The guest asks for another delivery, after the given time or the host's own back-off.
-    Retry(Option<Duration>, String),
-    /// The guest will never triage this message.
-    Rejected(String),
-    /// The instance broke off; the text says why and, where known, in which functions.
-    Broken(Fault, String),
-}
-
-/// What broke an instance off. The names are those in headers and metrics.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
-    /// `trap`: the guest trapped by itself, or broke a rule of the component model.
-    Trap,
-    /// `deadline`: time ran out.
-    Deadline,
-    /// `memory`: the guest wanted more memory than it may have, and trapped.
-    Memory,
-    /// `stack`: the guest's stack ran over.
-    Stack,
-    /// `output`: the answer was too large or outside the interface's bounds.
-    Output,
-    /// `host-calls`: the guest called the host too often.
-    HostCalls,
-}
-
-impl Fault {
-    /// The fault's name in headers and metrics.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Trap => "trap",
-            Self::Deadline => "deadline",
-            Self::Memory => "memory",
-            Self::Stack => "stack",
-            Self::Output => "output",
-            Self::HostCalls => "host-calls",
-        }
-    }
-}
-
-/// What came of one run.
-pub struct Run {
-    /// The verdict, within the interface's bounds, or why there is none.
-    pub outcome: Result<Verdict, Failure>,
-    /// How long it took to make the instance.
-    pub instantiate: Duration,
-    /// How long the guest ran, waiting included.
-    pub guest: Duration,
-}
-
 /// Makes the engine whose allocator has room for `limits.slots` instances.
 ///
 /// # Errors
@@ -222,16 +172,6 @@ impl Guest {
         })
     }
 
-    /// The engine that it runs on, which owns the pool.
-    pub fn engine(&self) -> &Engine {
-        &self.engine
-    }
-
-    /// The SHA-256 of the component's bytes, as `sha256:…`; of a `.cwasm`, that of the `.wasm` it was made from.
-    pub fn digest(&self) -> &str {
-        &self.digest
-    }
-
     /// Makes an instance and throws it away: what only then shows is said at start instead of for every message.
     ///
     /// # Errors
@@ -272,12 +212,6 @@ impl Guest {
         store
     }
 
-    /// Begins to run the guest once on `message`, in a fresh instance. Nothing happens before the call is polled.
-    pub fn triage(self: &Arc<Self>, message: Arc<Message>) -> Call {
-        let guest = self.clone();
-        Call(Box::pin(async move { guest.run(&message).await }))
-    }
-
     async fn run(&self, message: &Message) -> Run {
         let started = Instant::now();
         let limits = &self.limits;
@@ -302,14 +236,7 @@ impl Guest {
             Some(Ok(_)) if state.host_calls > limits.host_calls_max => {
                 Err(Failure::Broken(Fault::HostCalls, too_many_host_calls(limits)))
             }
-            Some(Ok(Ok(verdict))) => match verdict.check() {
-                Ok(()) => Ok(verdict),
-                Err(wrong) => Err(Failure::Broken(Fault::Output, wrong)),
-            },
-            Some(Ok(Err(interface::Failure::Retry(retry)))) => {
-                Err(Failure::Retry(retry.after_ms.map(|ms| Duration::from_millis(ms.into())), retry.reason))
-            }
-            Some(Ok(Err(interface::Failure::Reject(reason)))) => Err(Failure::Rejected(reason)),
+            Some(Ok(answer)) => outcome(answer),
             Some(Err(error)) => {
                 let (fault, detail) = broken(&error, state, limits);
                 Err(Failure::Broken(fault, detail))
@@ -322,6 +249,30 @@ impl Guest {
     }
 }
 
+impl Handler for Guest {
+    type Call = Call;
+
+    fn name(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    /// Runs the guest once on `message`, in a fresh instance.
+    fn triage(self: &Arc<Self>, message: Arc<Message>) -> Call {
+        let guest = self.clone();
+        Box::pin(async move { guest.run(&message).await })
+    }
+
+    fn pool_use(&self) -> Option<PoolUse> {
+        let pool = self.engine.pooling_allocator_metrics()?;
+        let kept_bytes = pool.unused_memory_bytes_resident() + pool.unused_table_bytes_resident();
+        Some(PoolUse { instances: pool.component_instances(), kept_bytes })
+    }
+}
+
 /// A guest at work on one message. It may move to another thread between two turns.
 ///
 /// Takes at most the deadline, kept to a millisecond. The instance is gone when the run is there, and what the guest
@@ -329,27 +280,17 @@ impl Guest {
 ///
 /// # Cancel safety
 /// Dropping the call ends the instance and frees its slot.
-pub struct Call(Pin<Box<dyn Future<Output = Run> + Send>>);
+pub type Call = Pin<Box<dyn Future<Output = Run> + Send>>;
 
-impl Call {
-    /// The run, unless the guest computes for longer than a turn at a stretch: nothing then, and the call goes on
-    /// where it was when it is polled again. However long a guest waits for the host, that is no turn.
-    pub async fn turn(&mut self) -> Option<Run> {
-        poll_fn(|context| match self.0.as_mut().poll(context) {
-            Poll::Ready(run) => Poll::Ready(Some(run)),
-            Poll::Pending if Turn::is_over() => Poll::Ready(None),
-            Poll::Pending => Poll::Pending,
-        })
-        .await
-    }
-}
-
-impl Future for Call {
-    type Output = Run;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut std::task::Context<'_>) -> Poll<Run> {
-        self.0.as_mut().poll(context)
-    }
+/// What comes of `call`, unless the guest computes for longer than a turn at a stretch: nothing then, and the call goes
+/// on where it was when it is polled again. However long a guest waits for the host, that is no turn.
+pub async fn turn(call: &mut (impl Future<Output = Run> + Unpin)) -> Option<Run> {
+    poll_fn(|context| match call.poll_unpin(context) {
+        Poll::Ready(run) => Poll::Ready(Some(run)),
+        Poll::Pending if Turn::is_over() => Poll::Ready(None),
+        Poll::Pending => Poll::Pending,
+    })
+    .await
 }
 
 /// Says what broke the instance off, and where.

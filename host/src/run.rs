@@ -1,10 +1,11 @@
-//! `host run`: from the command line to the loop and back.
+//! `host run`: from the command line to the loop and back. The loop's part of it is any handler's.
 
 use crate::admin::{Admin, Condition, Health, Metrics};
 use crate::capabilities::Configuration;
-use crate::cli::counted;
+use crate::cli::{counted, runtime};
 use crate::component::CacheArgs;
 use crate::dev::DevServer;
+use crate::handler::Handler;
 use crate::host::{Consumer, Host, Stop, connect_patiently};
 use crate::identity::Losses;
 use crate::log::LogArgs;
@@ -40,13 +41,30 @@ const STOP_MAX: Duration = Duration::from_secs(20);
 /// Longest wait for an answer of JetStream's at start.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// What the operator tells the guest.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ConfigurationArgs {
+    /// Configuration that the guest reads through wasi:config; repeatable
+    #[arg(long = "config", value_name = "KEY=VALUE", env = "MAILROOM_CONFIG", value_delimiter = '\n')]
+    pairs: Vec<String>,
+}
+
+impl ConfigurationArgs {
+    /// Checks the pairs.
+    ///
+    /// # Errors
+    /// As [`Configuration::parse`].
+    pub fn resolve(&self) -> Result<Configuration> {
+        Configuration::parse(&self.pairs)
+    }
+}
+
 /// Arguments that bound what a guest may use, shared by the commands that run one.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Guest")]
 pub struct GuestArgs {
-    /// Configuration that the guest reads through wasi:config; repeatable
-    #[arg(long = "config", value_name = "KEY=VALUE", env = "MAILROOM_CONFIG", value_delimiter = '\n')]
-    configuration: Vec<String>,
+    #[command(flatten)]
+    configuration: ConfigurationArgs,
 
     /// Most time for one message, waiting included
     #[arg(long, value_name = "TIME", env = "MAILROOM_DEADLINE", default_value = "1s", value_parser = humantime::parse_duration)]
@@ -87,7 +105,7 @@ impl GuestArgs {
             output_max_bytes: usize::try_from(output).context("--output-max")?,
             host_calls_max: self.host_calls_max,
         };
-        Ok((Configuration::parse(&self.configuration)?, limits))
+        Ok((self.configuration.resolve()?, limits))
     }
 }
 
@@ -113,6 +131,24 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE", env = "MAILROOM_NATS_SERVER", requires = "dev")]
     nats_server: Option<PathBuf>,
 
+    /// Most instances alive at the same time, over all shards [default: 64 per shard]
+    #[arg(long, value_name = "N", env = "MAILROOM_SLOTS")]
+    slots: Option<u32>,
+
+    #[command(flatten)]
+    guest: GuestArgs,
+
+    #[command(flatten)]
+    cache: CacheArgs,
+
+    #[command(flatten)]
+    serve: ServeArgs,
+}
+
+/// Arguments of the loop, whatever runs on the messages.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = None)]
+pub struct ServeArgs {
     /// Where to serve /metrics, /livez and /readyz; `none` for nowhere
     #[arg(long, value_name = "ADDRESS", env = "MAILROOM_LISTEN", default_value = "127.0.0.1:9464")]
     listen: Listen,
@@ -120,10 +156,6 @@ pub struct RunArgs {
     /// Threads that fetch and run messages [default: one per core]
     #[arg(long, value_name = "N", env = "MAILROOM_SHARDS")]
     shards: Option<usize>,
-
-    /// Most instances alive at the same time, over all shards [default: 64 per shard]
-    #[arg(long, value_name = "N", env = "MAILROOM_SLOTS")]
-    slots: Option<u32>,
 
     /// Most messages that one shard holds, fetched and not settled; the rest waits in JetStream
     #[arg(long, value_name = "N", env = "MAILROOM_MAX_IN_FLIGHT", default_value_t = 512)]
@@ -152,12 +184,6 @@ pub struct RunArgs {
     /// How long to let running messages finish after SIGTERM or SIGINT
     #[arg(long, value_name = "TIME", env = "MAILROOM_GRACE", default_value = "25s", value_parser = humantime::parse_duration)]
     grace: Duration,
-
-    #[command(flatten)]
-    guest: GuestArgs,
-
-    #[command(flatten)]
-    cache: CacheArgs,
 
     #[command(flatten)]
     nats: NatsArgs,
@@ -189,13 +215,11 @@ impl FromStr for Listen {
     }
 }
 
-/// The configuration as meant: checked whole before anything opens.
+/// The loop's configuration as meant: checked whole before anything opens.
 struct Config {
-    component: PathBuf,
-    cache: CacheArgs,
-    configuration: Configuration,
-    limits: Limits,
     shards: usize,
+    slots: u32,
+    deadline: Duration,
     max_in_flight: usize,
     policy: Policy,
     grace: Duration,
@@ -210,22 +234,21 @@ impl RunArgs {
     /// # Errors
     /// Anything wrong with the configuration, the component or the server's streams, with the remedy.
     pub fn execute(self) -> Result<ExitCode> {
-        let _log = self.log.start()?;
-        let (dev, nats_server) = (self.dev, self.nats_server.clone());
-        let mut config = self.resolve()?;
+        let _log = self.serve.log.start()?;
+        let (configuration, limits) = self.guest.resolve(self.slots()?)?;
+        let mut config = self.serve.resolve(limits.slots, limits.deadline)?;
 
         // Before anything that takes long: the first process of a container ignores signals without a handler.
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+        let runtime = runtime()?;
         let _entered = runtime.enter();
         let mut signals = Signals::new()?;
 
-        let engine = pool::engine(&config.limits)?;
-        let loaded = config.cache.load(&engine, &config.component)?;
-        let guest = Arc::new(Guest::new(&engine, loaded, config.configuration.clone(), config.limits.clone())?);
+        let engine = pool::engine(&limits)?;
+        let loaded = self.cache.load(&engine, &self.component)?;
+        let guest = Arc::new(Guest::new(&engine, loaded, configuration, limits)?);
         runtime.block_on(guest.try_out())?;
 
-        let server = dev.then(|| DevServer::start(nats_server.as_deref())).transpose()?;
+        let server = self.dev.then(|| DevServer::start(self.nats_server.as_deref())).transpose()?;
         if let Some(server) = &server {
             config.nats = Nats::at(server.url())?;
             runtime.block_on(provision_privately(&config.nats, config.names.clone()))?;
@@ -238,18 +261,45 @@ impl RunArgs {
         Ok(ExitCode::SUCCESS)
     }
 
-    fn resolve(self) -> Result<Config> {
-        let shards = match self.shards {
-            Some(shards) => shards,
-            None => std::thread::available_parallelism().map_or(1, usize::from),
-        };
-        ensure!((1..=256).contains(&shards), "--shards {shards}: between 1 and 256; one per core is best");
+    fn slots(&self) -> Result<u32> {
+        let shards = self.serve.shards()?;
         let slots = self.slots.unwrap_or(64 * u32::try_from(shards)?);
         ensure!(
             u64::from(slots) >= shards as u64,
             "--slots {slots}: every one of the {shards} shards needs a slot; fewer --shards or more --slots"
         );
         ensure!(slots <= 20_000, "--slots {slots}: at most 20000, each takes 4 GiB of address space");
+        Ok(slots)
+    }
+}
+
+impl ServeArgs {
+    /// Runs `handler` on the messages, as many at a time as there are shards; returns when the host has drained.
+    ///
+    /// # Errors
+    /// Anything wrong with the configuration or the server's streams, with the remedy.
+    pub fn execute(self, handler: impl Handler) -> Result<ExitCode> {
+        let _log = self.log.start()?;
+        let slots = u32::try_from(self.shards()?)?;
+        // Nothing ends a handler that takes too long, so there is nothing to compare with the consumer's `ack_wait`.
+        let config = self.resolve(slots, Duration::ZERO)?;
+        let runtime = runtime()?;
+        let _entered = runtime.enter();
+        let mut signals = Signals::new()?;
+        runtime.block_on(serve(config, Arc::new(handler), &mut signals))?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn shards(&self) -> Result<usize> {
+        let shards = match self.shards {
+            Some(shards) => shards,
+            None => std::thread::available_parallelism().map_or(1, usize::from),
+        };
+        ensure!((1..=256).contains(&shards), "--shards {shards}: between 1 and 256; one per core is best");
+        Ok(shards)
+    }
+
+    fn resolve(self, slots: u32, deadline: Duration) -> Result<Config> {
         ensure!(
             (1..=65_536).contains(&self.max_in_flight),
             "--max-in-flight {}: between 1 and 65536",
@@ -269,13 +319,10 @@ impl RunArgs {
             self.retry_min,
             self.retry_max
         );
-        let (configuration, limits) = self.guest.resolve(slots)?;
         Ok(Config {
-            component: self.component,
-            cache: self.cache,
-            configuration,
-            limits,
-            shards,
+            shards: self.shards()?,
+            slots,
+            deadline,
             max_in_flight: self.max_in_flight,
             policy: Policy {
                 attempts: self.attempts,
@@ -292,9 +339,12 @@ impl RunArgs {
     }
 }
 
-async fn serve(config: Config, guest: Arc<Guest>, signals: &mut Signals) -> Result<()> {
+async fn serve(config: Config, guest: Arc<impl Handler>, signals: &mut Signals) -> Result<()> {
     let stop = Stop::default();
-    let metrics = Metrics::new(guest.digest(), config.limits.slots, guest.engine().clone())?;
+    let metrics = Metrics::new(guest.digest(), config.slots, {
+        let guest = guest.clone();
+        move || guest.pool_use()
+    })?;
     let health = Health::default();
     let connected = health.condition("no connection to NATS");
     let checked = health.condition("streams and consumer not checked yet");
@@ -343,13 +393,13 @@ async fn serve(config: Config, guest: Arc<Guest>, signals: &mut Signals) -> Resu
 
     let mut shards = start_shards(&config, &guest, &metrics, &health, &alarm, &stop)?;
     tracing::info!(
-        component = %config.component.display(),
+        component = guest.name(),
         digest = guest.digest(),
         server = config.nats.servers(),
         stream = config.names.stream,
         consumer = config.names.consumer,
         shards = config.shards,
-        slots = config.limits.slots,
+        slots = config.slots,
         "running"
     );
     let mut ends = Vec::new();
@@ -416,7 +466,7 @@ async fn check(jetstream: &async_nats::jetstream::Context, config: &Config) -> R
         &mail.cached_info().config,
         &consumer.info.config,
         &verdicts.cached_info().config,
-        config.limits.deadline,
+        config.deadline,
     );
     if !wrong.is_empty() {
         bail!("unsafe settings: {}", wrong.join("; "));
@@ -427,14 +477,14 @@ async fn check(jetstream: &async_nats::jetstream::Context, config: &Config) -> R
 /// Starts the shards, each on a thread of its own; the tasks end as the threads do, with what [`Host::run_shard`] says.
 fn start_shards(
     config: &Config,
-    guest: &Arc<Guest>,
+    guest: &Arc<impl Handler>,
     metrics: &Metrics,
     health: &Health,
     alarm: &Alarm,
     stop: &Stop,
 ) -> Result<JoinSet<Result<usize>>> {
     let mut shards = JoinSet::new();
-    let slots = config.limits.slots as usize;
+    let slots = config.slots as usize;
     for number in 0..config.shards {
         let host = Host {
             guest: guest.clone(),

@@ -1,7 +1,7 @@
 //! What becomes of a message: pure decisions, no I/O. The settlement table of `docs/architecture.md` in code.
 
+use crate::handler::{Failure, Fault};
 use crate::interface::Verdict;
-use crate::pool::{Failure, Fault};
 use std::time::Duration;
 
 /// The operator's bounds on trying again.

@@ -1,10 +1,12 @@
 //! `host triage`: verdicts on mails from disk, without NATS.
 
+use crate::cli::runtime;
 use crate::component::CacheArgs;
+use crate::handler::{Failure, Handler as _};
 use crate::interface::{Issue, JsonVerdict, Message, Verdict, priority_name};
 use crate::log::LogArgs;
 use crate::mails::{Format, Mail, mails};
-use crate::pool::{self, Failure, Guest};
+use crate::pool::{self, Guest};
 use crate::run::GuestArgs;
 use anyhow::{Context, Result};
 use serde_json::json;
@@ -63,8 +65,7 @@ impl TriageArgs {
         let (configuration, limits) = self.guest.resolve(1)?;
         let engine = pool::engine(&limits)?;
         let guest = Arc::new(Guest::new(&engine, self.cache.load(&engine, &self.component)?, configuration, limits)?);
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+        let runtime = runtime()?;
         runtime.block_on(guest.try_out())?;
 
         let mut out = std::io::stdout().lock();

@@ -20,6 +20,7 @@ pub struct Host {
 #[derive(Clone, Debug)]
 pub struct HostBuilder {
     server: String,
+    native: bool,
     component: Option<PathBuf>,
     args: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
@@ -31,7 +32,18 @@ const START_DEADLINE: Duration = Duration::from_secs(60);
 impl Host {
     /// Prepares `host run --server SERVER --listen 127.0.0.1:0` with the component `triage`.
     pub fn on(server: &str) -> HostBuilder {
-        HostBuilder { server: server.to_owned(), component: None, args: Vec::new(), environment: Vec::new() }
+        HostBuilder {
+            server: server.to_owned(),
+            native: false,
+            component: None,
+            args: Vec::new(),
+            environment: Vec::new(),
+        }
+    }
+
+    /// Prepares the native handler, which takes the same arguments.
+    pub fn native(server: &str) -> HostBuilder {
+        HostBuilder { native: true, ..Self::on(server) }
     }
 
     /// The admin endpoint, as `http://127.0.0.1:PORT`.
@@ -155,14 +167,16 @@ impl HostBuilder {
     /// # Errors
     /// When the executable or the component is missing.
     pub fn spawn(self) -> Result<Process> {
-        let mut command = Command::new(tools::host()?);
+        let mut command = Command::new(if self.native { tools::native_handler()? } else { tools::host()? });
         for variable in settings_of_ours() {
             command.env_remove(variable);
         }
         command.envs(tools::cache());
-        let component = self.component.map_or_else(|| tools::component("triage"), Ok)?;
-        command.arg("run").arg("--component").arg(component).args(["--server", &self.server]);
-        command.args(["--listen", "127.0.0.1:0"]).args(self.args).envs(self.environment);
+        if !self.native {
+            let component = self.component.map_or_else(|| tools::component("triage"), Ok)?;
+            command.arg("run").arg("--component").arg(component);
+        }
+        command.args(["--server", &self.server, "--listen", "127.0.0.1:0"]).args(self.args).envs(self.environment);
         Process::spawn("host", command)
     }
 }

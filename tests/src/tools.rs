@@ -29,6 +29,15 @@ pub fn host() -> Result<PathBuf> {
         .with_context(|| format!("{}/release/host is missing; run `cargo xtask build`", target().display()))
 }
 
+/// The triage as a native function under the host's loop: `MAILROOM_TEST_NATIVE_HANDLER`, or the release build.
+///
+/// # Errors
+/// When there is none.
+pub fn native_handler() -> Result<PathBuf> {
+    given_or("MAILROOM_TEST_NATIVE_HANDLER", [target().join("release/native-handler")])?
+        .with_context(|| format!("{}/release/native-handler is missing; run `cargo xtask build`", target().display()))
+}
+
 /// The `wasmtime` executable for `wasmtime serve`: `MAILROOM_TEST_WASMTIME`, or what `cargo xtask` fetched.
 ///
 /// # Errors

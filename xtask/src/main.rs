@@ -183,9 +183,10 @@ fn filter(test: &mut Command, filters: &[OsString]) {
 }
 
 /// Where the tests and the demo find what was built.
-fn places(workspace: &Workspace) -> [(&'static str, PathBuf); 2] {
+fn places(workspace: &Workspace) -> [(&'static str, PathBuf); 3] {
     [
         ("MAILROOM_TEST_HOST", workspace.target.join("release/host")),
+        ("MAILROOM_TEST_NATIVE_HANDLER", workspace.target.join("release/native-handler")),
         ("MAILROOM_TEST_COMPONENTS", workspace.target.join("components")),
     ]
 }

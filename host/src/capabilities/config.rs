@@ -31,6 +31,11 @@ impl Configuration {
         }
         Ok(Self(sorted.into_iter().collect()))
     }
+
+    /// The pairs.
+    pub fn pairs(&self) -> &[(String, String)] {
+        &self.0
+    }
 }
 
 impl Host for State {

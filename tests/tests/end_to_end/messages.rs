@@ -2,7 +2,9 @@
 
 use async_nats::HeaderMap;
 use serde_json::json;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
+use tests::HostBuilder;
 use tests::bed::{Bed, SOON};
 use tests::prelude::*;
 
@@ -76,6 +78,59 @@ async fn the_message_reaches_the_guest_and_the_verdict_names_it() -> Result<()> 
     assert_eq!(host.metrics().await?.get("mailroom_component_info", &[("digest", digest)]), Some(1.0));
     let made = verdict.header("Mailroom-Time").context("a time")?;
     assert!(made.starts_with("20") && made.ends_with('Z'), "{made}");
+    Ok(())
+}
+
+/// What the sandbox is measured against does the same work: the same verdicts and dead letters, with the same headers,
+/// under the same configuration.
+#[tokio::test]
+async fn the_native_handler_settles_mail_as_the_component_does() -> Result<()> {
+    let settled = async |host: fn(&str) -> HostBuilder| {
+        let bed = Bed::new().await?;
+        let mails = tools::mails()?;
+        let mut headers = HeaderMap::new();
+        headers.insert("Traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
+        headers.append("X-Tag", "one");
+        headers.append("X-Tag", "two");
+        for mail in &mails {
+            let payload = std::fs::read(mail)?.into();
+            bed.jetstream.publish_with_headers("mail.samples", headers.clone(), payload).await?.await?;
+        }
+        let args = ["--config", "queue.default=helpdesk", "--message-max", "1500B"];
+        let mut host = host(bed.server.url()).args(args).start().await?;
+        let look = async || {
+            let verdicts = streams::count(&bed.jetstream, streams::VERDICTS).await?;
+            Ok(verdicts + streams::count(&bed.jetstream, streams::DEAD).await?)
+        };
+        eventually(SOON, "every mail settled", look, |settled| *settled == mails.len() as u64).await?;
+        bed.settled().await?;
+        ensure!(host.stop(SOON).await?.success(), "it did not drain");
+        let mut settled = BTreeMap::new();
+        for stream in [streams::VERDICTS, streams::DEAD] {
+            for stored in streams::messages(&bed.jetstream, stream).await? {
+                let id = stored.header("Mailroom-Id").context("an id")?.to_owned();
+                let mut headers = BTreeMap::new();
+                for (name, values) in stored.headers.iter() {
+                    let values: Vec<_> = values.iter().map(|value| value.as_str().replace(&id, "ID")).collect();
+                    // What runs, and when: the only things that may differ.
+                    let differs = ["Mailroom-Component", "Mailroom-Time", "Mailroom-Stored"].contains(&name.as_ref());
+                    headers.insert(name.to_string(), if differs { Vec::new() } else { values });
+                }
+                let sequence = stored.mail_sequence()?;
+                settled.insert(sequence, (stored.subject.replace(&id, "ID"), headers, stored.payload));
+            }
+        }
+        Ok(settled)
+    };
+    let component = settled(Host::on).await?;
+    let native = settled(Host::native).await?;
+    assert_eq!(component.len(), tools::mails()?.len());
+    assert_eq!(component, native);
+    let queues: BTreeSet<_> = native.values().map(|(subject, ..)| subject.as_str()).collect();
+    let expected = ["verdict.helpdesk.ID", "verdict.billing.ID", "dead.MAIL.triage"];
+    assert!(expected.iter().all(|subject| queues.contains(subject)), "{queues:?}");
+    let reasons: BTreeSet<_> = native.values().filter_map(|(_, headers, _)| headers.get("Mailroom-Reason")).collect();
+    assert_eq!(reasons.len(), 2, "rejected, and too large: {reasons:?}");
     Ok(())
 }
 
