@@ -102,10 +102,11 @@ impl Cgroup {
         self.folders.contains_key(UNIFIED)
     }
 
-    /// How many of its processes the kernel has killed for want of memory.
-    pub fn oom_kills(&self) -> u64 {
+    /// How many of its processes the kernel has killed for want of memory, in version 2 with those of cgroups that are
+    /// or were below it. `None` if it is gone.
+    pub fn oom_kills(&self) -> Option<u64> {
         let file = if self.is_unified() { "memory.events" } else { "memory.oom_control" };
-        table(&self.folder("memory").join(file)).get("oom_kill").copied().unwrap_or_default()
+        table(&self.folder("memory").join(file)).get("oom_kill").copied()
     }
 
     /// Its processes, those in cgroups below it too.

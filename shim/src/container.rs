@@ -4,7 +4,7 @@ use crate::bundle::{Bundle, Workload};
 use crate::cgroup::Cgroup;
 use crate::component::{Components, open_inside};
 use crate::options::Options;
-use crate::process::{End, Process};
+use crate::process::{End, KILLED, Process};
 use crate::reaper::{Child, Command, Reaper};
 use crate::runc::Runc;
 use crate::stdio::{Console, Names};
@@ -49,6 +49,10 @@ pub struct Container {
     /// Whether it was started. Held while it is, so that its end is told after its start.
     pub started: AsyncMutex<bool>,
     has_own_processes: bool,
+    /// The pod's kills for want of memory before this container could have any.
+    oom_kills_before: u64,
+    /// Whether somebody had it killed.
+    killed: AtomicBool,
     paused: AtomicBool,
     others: Mutex<HashMap<String, Other>>,
     /// Tells that one of them was started or forgotten.
@@ -121,15 +125,18 @@ impl Container {
         if let Some(console) = console {
             streams.attach(&names, console).await?;
         }
+        // Of a process that has ended it can no longer be found out.
+        let cgroup = Cgroup::of(pid)?;
         let container = Self {
             id,
             bundle: path,
-            // Of a process that has ended it can no longer be found out.
-            cgroup: Cgroup::of(pid)?,
+            oom_kills_before: cgroup.parent().oom_kills().unwrap_or_default(),
+            cgroup,
             has_component: workload != Workload::Native,
             first: Arc::new(Process::new(&child, names, streams)),
             started: AsyncMutex::new(false),
             has_own_processes: bundle.has_own_processes(),
+            killed: AtomicBool::new(false),
             paused: AtomicBool::new(false),
             others: Mutex::default(),
             others_changed: Notify::new(),
@@ -154,6 +161,19 @@ impl Container {
             self.cgroup.kill();
         }
         end
+    }
+
+    /// Whether the kernel has killed a process of the container for want of memory, once its first has come to `end`.
+    pub fn ran_out_of_memory(&self, end: End) -> bool {
+        match self.cgroup.oom_kills() {
+            Some(kills) => kills > 0,
+            // systemd removes a scope as soon as its last process has ended. The pod's slice still has its kills, among
+            // those of the others; this process was killed, and nobody had asked for that.
+            None => {
+                let kills = self.cgroup.parent().oom_kills().unwrap_or_default();
+                end.code == KILLED && !self.killed.load(Ordering::Relaxed) && kills > self.oom_kills_before
+            }
+        }
     }
 
     /// Describes another process, in JSON as the specification has it.
@@ -234,6 +254,9 @@ impl Container {
     /// The signal cannot be sent.
     pub async fn signal(&self, number: u32, all: bool, reaper: &Reaper) -> Result<bool> {
         let named = i32::try_from(number).ok().and_then(Signal::from_named_raw);
+        if named == Some(Signal::KILL) {
+            self.killed.store(true, Ordering::Relaxed);
+        }
         match named {
             Some(signal) if all => {
                 for pid in self.cgroup.processes() {

@@ -13,6 +13,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
+/// The exit status of a process that was killed.
+pub const KILLED: u32 = 137;
+
 /// How a process ended.
 #[derive(Debug, Clone, Copy)]
 pub struct End {

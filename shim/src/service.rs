@@ -4,7 +4,7 @@ use crate::bundle::Bundle;
 use crate::component::Components;
 use crate::container::{Container, Other, Pod, Request, remove_remains};
 use crate::options::Options;
-use crate::process::{End, Process};
+use crate::process::{End, KILLED, Process};
 use crate::reaper::{Child, Reaper};
 use crate::stdio::Names;
 use anyhow::Context as _;
@@ -29,9 +29,6 @@ use tokio::sync::{Mutex, mpsc};
 
 /// Where containerd finds the socket of a bundle's shim after a restart of its own.
 const ADDRESS: &str = "address";
-
-/// The exit status of a container whose shim has gone: it was killed.
-const KILLED: u32 = 137;
 
 /// One pod's shim.
 #[derive(Clone)]
@@ -85,7 +82,7 @@ impl Service {
     async fn await_first(self, container: Arc<Container>, child: Child) {
         let end = container.ended(child).await;
         let _started = container.started.lock().await;
-        if container.cgroup.oom_kills() > 0 {
+        if container.ran_out_of_memory(end) {
             self.publish(events::TaskOOM { container_id: container.id.clone(), ..Default::default() });
         }
         self.tell_end(&container.id, &container.id, &container.first, end);
@@ -166,6 +163,7 @@ impl Shim for Service {
             // A shim that was killed leaves its socket.
             let _ = std::fs::remove_file(socket(&address));
         }
+        // With its shim the container was killed.
         let end = End::now(KILLED);
         Ok(api::DeleteResponse { exit_status: end.code, exited_at: end.timestamp(), ..Default::default() })
     }

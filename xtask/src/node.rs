@@ -5,7 +5,7 @@ use crate::step::{self, Result, Workspace};
 use crate::tools;
 use std::ffi::OsString;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// An executable that runs anywhere, an empty container included.
 struct Static {
@@ -25,6 +25,9 @@ const SIDECAR: Static = Static { package: "sidecar", name: "sidecar" };
 
 /// The package of the shim's tests under a containerd.
 const TESTS: &str = "shim-tests";
+
+/// What builds and runs the tests.
+const TEST: [&str; 6] = ["test", "--release", "--package", "shim", "--package", TESTS];
 
 /// What a node has of its distribution: the first file is there when the package is.
 const PACKAGES: [(&str, &str); 6] = [
@@ -70,13 +73,42 @@ pub fn lint(workspace: &Workspace) -> Result<()> {
 /// Builds the shim and runs its unit tests, and the tests of it under a containerd; those named in `filters`, if any.
 pub fn test(workspace: &Workspace, nats_server: &Path, filters: &[OsString]) -> Result<()> {
     build(workspace)?;
-    SIDECAR.build(workspace, "sidecar")?;
-    let mut test = workspace.cargo(&["test", "--release", "--package", "shim", "--package", TESTS]);
-    test.envs(crate::places(workspace)).env("MAILROOM_TEST_NATS_SERVER", nats_server);
-    test.env("MAILROOM_TEST_SHIM", workspace.target.join("shim"));
-    test.env("MAILROOM_TEST_SIDECAR", workspace.target.join("sidecar").join(SIDECAR.name));
+    build_sidecar(workspace)?;
+    let mut test = workspace.cargo(&TEST);
+    test.envs(crate::places(workspace)).envs(places(workspace, nats_server));
     crate::filter(&mut test, filters);
     step::run("run the tests of the shim", test)
+}
+
+/// Builds what the tests put into images.
+pub fn build_sidecar(workspace: &Workspace) -> Result<()> {
+    SIDECAR.build(workspace, "sidecar")
+}
+
+/// Builds the tests of the shim under a containerd, as [`test`] does, and says where their executable is.
+pub fn build_tests(workspace: &Workspace) -> Result<PathBuf> {
+    eprintln!("==> build the tests of the shim");
+    let mut build = workspace.cargo(&TEST);
+    let artifacts = step::output(build.args(["--no-run", "--message-format=json-render-diagnostics"]))?;
+    let mut executables = artifacts.lines().filter(|line| line.contains(r#""name":"cri""#));
+    let executable = executables.find_map(|line| step::json_string(line, "executable"));
+    executable.map(PathBuf::from).ok_or_else(|| "cargo built no test called cri".to_owned())
+}
+
+/// Where the tests of the shim find what [`crate::places`] does not have.
+pub fn places(workspace: &Workspace, nats_server: &Path) -> [(&'static str, PathBuf); 3] {
+    [
+        ("MAILROOM_TEST_NATS_SERVER", nats_server.to_owned()),
+        ("MAILROOM_TEST_SHIM", workspace.target.join("shim")),
+        ("MAILROOM_TEST_SIDECAR", workspace.target.join("sidecar").join(SIDECAR.name)),
+    ]
+}
+
+/// Writes an executable without its debugging information to another place.
+pub fn strip(workspace: &Workspace, from: &Path, to: &Path) -> Result<()> {
+    let mut strip = workspace.command("strip");
+    strip.arg("--strip-debug").arg("-o").arg(to).arg(from);
+    step::run(&format!("take the debugging information out of {}", from.display()), strip)
 }
 
 impl Static {
@@ -89,9 +121,6 @@ impl Static {
         step::run(&format!("build {name}"), cargo)?;
         let folder = workspace.target.join(folder);
         fs::create_dir_all(&folder).map_err(|err| format!("create {}: {err}", folder.display()))?;
-        let mut strip = workspace.command("strip");
-        strip.arg("--strip-debug").arg("-o").arg(folder.join(name));
-        strip.arg(workspace.target.join("release").join(name));
-        step::run(&format!("take the debugging information out of {name}"), strip)
+        strip(workspace, &workspace.target.join("release").join(name), &folder.join(name))
     }
 }

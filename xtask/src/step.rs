@@ -35,10 +35,18 @@ impl Workspace {
         command
     }
 
-    /// A cargo command.
+    /// A cargo command, as if typed.
     pub fn cargo(&self, args: &[&str]) -> Command {
         let mut command = self.command(cargo());
         command.args(args);
+        // What `cargo run` says of this package. Some build scripts read variables of these names, and would run again
+        // whenever cargo is called the other way.
+        let of_package = |name: &std::ffi::OsString| {
+            ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|start| name.as_encoded_bytes().starts_with(start.as_bytes()))
+        };
+        for name in std::env::vars_os().map(|(name, _)| name).filter(of_package) {
+            command.env_remove(name);
+        }
         command
     }
 }
@@ -83,7 +91,7 @@ fn cargo() -> std::ffi::OsString {
 }
 
 /// The first string called `key` in JSON that a program wrote.
-fn json_string(json: &str, key: &str) -> Option<String> {
+pub fn json_string(json: &str, key: &str) -> Option<String> {
     let (_, rest) = json.split_once(&format!("\"{key}\":\""))?;
     let mut value = String::new();
     let mut chars = rest.chars();

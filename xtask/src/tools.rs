@@ -55,64 +55,114 @@ impl Packaged {
             // Relative to where the user stands, not to where the tests run.
             return fs::canonicalize(&given).map_err(|err| format!("{name} {}: {err}", given.display()));
         }
-        let path = env::var_os("PATH").unwrap_or_default();
-        let folders = env::split_paths(&path).chain(["/usr/sbin".into(), "/usr/local/sbin".into()]);
         let tools = workspace.target.join("tools");
         let unpacked = tools.join(name);
-        let places = folders.map(|folder| folder.join(name)).chain([unpacked.join(self.executable)]);
-        match places.into_iter().find(|place| place.is_file()) {
-            Some(found) => Ok(found),
-            None => self.fetch(&tools, &unpacked),
+        let executable = unpacked.join(self.executable);
+        if let Some(found) = on_path(name).or_else(|| executable.is_file().then_some(executable.clone())) {
+            return Ok(found);
         }
+        let Self { package, variable, elsewhere, .. } = self;
+        let by_hand = format!("install {name} yourself ({elsewhere}) and have it on PATH, or set {variable} to it");
+        unpack(&tools, name, &download(&tools, name, package, &by_hand)?)?;
+        Ok(executable)
     }
+}
 
-    /// Downloads Debian's package and unpacks it: no root, nothing installed, no service started.
-    fn fetch(&self, tools: &Path, unpacked: &Path) -> Result<PathBuf> {
-        let Self { package, executable, variable, elsewhere } = self;
-        let name = self.name();
-        for program in ["apt-get", "dpkg-deb"] {
-            if !step::succeeds(Command::new(program).arg("--version")) {
-                return Err(format!(
-                    "there is no {name} and no {program} to fetch it with; install it ({elsewhere}) and have it on \
-                     PATH, or set {variable} to the executable"
-                ));
-            }
+/// Downloads Debian's package for `TARGET/tools/NAME`: no root, nothing installed, no service started. Returns the
+/// package; `by_hand` says what else to do.
+fn download(tools: &Path, name: &str, package: &str, by_hand: &str) -> Result<PathBuf> {
+    for program in ["apt-get", "dpkg-deb"] {
+        if !step::succeeds(Command::new(program).arg("--version")) {
+            return Err(format!("there is no {name} and no {program} to fetch it with; {by_hand}"));
         }
-        // Renamed when all is done, so that an interrupted download or extraction is done again.
-        let folder = &tools.join(format!("{name}.part"));
-        remove(folder)?;
-        make_folder(folder)?;
-        let mut download = apt_get(folder);
-        download.args(["--quiet", "download", package]);
-        // The machine's package lists may be absent, or so old that the package they name is gone.
-        if !step::succeeds(&mut download) {
-            let private = private_apt(&tools.join("apt"))?;
-            let mut update = apt_get(folder);
-            update.arg("--quiet").arg("--config-file").arg(&private).arg("update");
-            let updated = step::run("read the distribution's package lists (into the target directory)", update);
-            let mut download = apt_get(folder);
-            download.arg("--quiet").arg("--config-file").arg(&private).args(["download", package]);
-            // One unreachable source of several fails the update but need not concern us.
-            step::run(&format!("download the package {package}"), download).map_err(|err| {
-                let update = updated.err().map(|err| format!("; {err}")).unwrap_or_default();
-                format!("{err}{update}; install {name} yourself, or set {variable} to the executable")
-            })?;
-        }
-        let mut files = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-        let found = files.find(|path| path.extension().is_some_and(|extension| extension == "deb"));
-        let found = found.ok_or_else(|| format!("apt-get left no package in {}", folder.display()))?;
-        let mut unpack = Command::new("dpkg-deb");
-        unpack.arg("--extract").arg(&found).arg(folder);
-        step::run(&format!("unpack {name} (it is not installed, no service starts)"), unpack)?;
-        if !folder.join(executable).is_file() {
-            return Err(format!("{} holds no {executable}", found.display()));
-        }
-        // What only installs need not be kept.
-        remove_file(&found)?;
-        remove(unpacked)?;
-        fs::rename(folder, unpacked).map_err(|err| format!("rename {}: {err}", folder.display()))?;
-        Ok(unpacked.join(executable))
     }
+    let folder = &tools.join(format!("{name}.part"));
+    remove(folder)?;
+    make_folder(folder)?;
+    let mut download = apt_get(folder);
+    download.args(["--quiet", "download", package]);
+    // The machine's package lists may be absent, or so old that the package they name is gone.
+    if !step::succeeds(&mut download) {
+        let private = private_apt(&tools.join("apt"))?;
+        let mut update = apt_get(folder);
+        update.arg("--quiet").arg("--config-file").arg(&private).arg("update");
+        let updated = step::run("read the distribution's package lists (into the target directory)", update);
+        let mut download = apt_get(folder);
+        download.arg("--quiet").arg("--config-file").arg(&private).args(["download", package]);
+        // One unreachable source of several fails the update but need not concern us.
+        step::run(&format!("download the package {package}"), download).map_err(|err| {
+            let update = updated.err().map(|err| format!("; {err}")).unwrap_or_default();
+            format!("{err}{update}; {by_hand}")
+        })?;
+    }
+    let mut files = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let found = files.find(|path| path.extension().is_some_and(|extension| extension == "deb"));
+    found.ok_or_else(|| format!("apt-get left no package in {}", folder.display()))
+}
+
+/// Unpacks a package that was just downloaded to `TARGET/tools/NAME`.
+fn unpack(tools: &Path, name: &str, package: &Path) -> Result<()> {
+    // Renamed when all is done, so that an interrupted download or extraction is done again.
+    let folder = &tools.join(format!("{name}.part"));
+    let mut unpack = Command::new("dpkg-deb");
+    unpack.arg("--extract").arg(package).arg(folder);
+    step::run(&format!("unpack {name} (it is not installed, no service starts)"), unpack)?;
+    // What only installs need not be kept.
+    remove_file(package)?;
+    let unpacked = tools.join(name);
+    remove(&unpacked)?;
+    fs::rename(folder, unpacked).map_err(|err| format!("rename {}: {err}", folder.display()))
+}
+
+/// The emulator of a whole machine, installed if need be.
+pub fn qemu() -> Result<PathBuf> {
+    const NAME: &str = "qemu-system-x86_64";
+    if on_path(NAME).is_none() {
+        install(&["qemu-system-x86"], "by the tests under cgroup version 2")?;
+    }
+    on_path(NAME).ok_or_else(|| format!("{NAME} is not on PATH"))
+}
+
+/// A folder with a kernel for virtual machines, in `boot` and `lib/modules`: Debian's package.
+pub fn kernel(workspace: &Workspace) -> Result<PathBuf> {
+    let (tools, name) = (workspace.target.join("tools"), "linux");
+    if !tools.join(name).is_dir() {
+        let by_hand = format!("unpack a linux-image-cloud-amd64 of Debian to {}", tools.join(name).display());
+        // It has nothing but the name of the package with the latest version.
+        let latest = download(&tools, name, "linux-image-cloud-amd64", &by_hand)?;
+        let depends = step::output(Command::new("dpkg-deb").arg("--field").arg(&latest).arg("Depends"))?;
+        let package = depends.split_whitespace().next().ok_or("linux-image-cloud-amd64 depends on no kernel")?;
+        unpack(&tools, name, &download(&tools, name, package, &by_hand)?)?;
+    }
+    Ok(tools.join(name))
+}
+
+/// The service manager as a first process, installed if need be; on this machine it does not become that.
+pub fn systemd() -> Result<PathBuf> {
+    let places = ["/usr/lib/systemd/systemd", "/lib/systemd/systemd"].map(PathBuf::from);
+    let find = || places.iter().find(|place| place.is_file()).cloned();
+    if find().is_none() {
+        install(&["systemd"], "by the tests under systemd")?;
+    }
+    find().ok_or_else(|| "systemd is not in /usr/lib/systemd".to_owned())
+}
+
+/// A busybox without libraries: Debian's package.
+pub fn busybox(workspace: &Workspace) -> Result<PathBuf> {
+    let (tools, name) = (workspace.target.join("tools"), "busybox");
+    let executable = tools.join("busybox/bin/busybox");
+    if !executable.is_file() {
+        let by_hand = format!("put a static one to {}", executable.display());
+        unpack(&tools, name, &download(&tools, name, "busybox-static", &by_hand)?)?;
+    }
+    Ok(executable)
+}
+
+/// An executable on `PATH` or in a folder for administrators.
+pub fn on_path(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let folders = env::split_paths(&path).chain(["/usr/sbin".into(), "/usr/local/sbin".into(), "/sbin".into()]);
+    folders.map(|folder| folder.join(name)).find(|place| place.is_file())
 }
 
 /// The wasmtime executable, for the test that serves the debugging component.

@@ -1,15 +1,27 @@
 //! The cgroups of a node's pods, made and removed as a kubelet does it, for cgroup v1 and v2 alike.
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
+use tests::tools;
 
-/// All cgroups of one node, in every hierarchy of the system: `/NAME/podUID/CONTAINER`.
+/// All cgroups of one node, in every hierarchy of the system.
 #[derive(Debug)]
 pub struct Cgroups {
     name: String,
+    driver: Driver,
     hierarchies: Vec<Hierarchy>,
+}
+
+/// Who makes them; a kubelet has a setting of this name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Driver {
+    /// The kubelet and the OCI runtime themselves: `/NAME/podUID/CONTAINER`.
+    Cgroupfs,
+    /// systemd for them: `/NAME.slice/NAME-burstable.slice/NAME-burstable-podUID.slice/cri-containerd-CONTAINER.scope`.
+    Systemd,
 }
 
 #[derive(Debug)]
@@ -33,12 +45,19 @@ const EMPTY_DEADLINE: Duration = Duration::from_secs(5);
 
 const PERIOD_MICROSECONDS: i64 = 100_000;
 
+/// Where systemd finds units that do not outlive the machine's run.
+const UNITS: &str = "/run/systemd/system";
+
 impl Cgroups {
-    /// The cgroups below `/NAME`, of which there are none yet.
+    /// The cgroups of the node `name`, of which there are none yet.
     ///
     /// # Errors
-    /// When no cgroups are mounted.
-    pub fn new(name: &str) -> Result<Self> {
+    /// When no cgroups are mounted, or systemd does not run.
+    pub fn new(name: &str, driver: Driver) -> Result<Self> {
+        ensure!(
+            driver == Driver::Cgroupfs || Path::new(UNITS).is_dir(),
+            "systemd is not this machine's init; `cargo xtask test-cgroup2` makes one where it is"
+        );
         let mounts = fs::read_to_string("/proc/self/mounts").context("read the mounts")?;
         let mut hierarchies = Vec::new();
         for mount in mounts.lines() {
@@ -54,22 +73,55 @@ impl Cgroups {
         if hierarchies.is_empty() {
             bail!("no cgroups are mounted below /sys/fs/cgroup");
         }
-        Ok(Self { name: name.to_owned(), hierarchies })
+        // A dash in the name of a slice stands for one slice in another.
+        let name = if driver == Driver::Systemd { name.replace('-', "_") } else { name.to_owned() };
+        Ok(Self { name, driver, hierarchies })
     }
 
-    /// The first part of all their names.
-    pub fn name(&self) -> &str {
-        &self.name
+    /// The first part of all their paths.
+    pub fn first(&self) -> String {
+        match self.driver {
+            Driver::Cgroupfs => self.name.clone(),
+            Driver::Systemd => format!("{}.slice", self.name),
+        }
     }
 
-    /// Makes the cgroup of a pod and returns its path, as CRI takes it for `cgroup_parent`.
+    /// The path of a pod's, as CRI takes it for `cgroup_parent`.
+    pub fn path_of_pod(&self, uid: &str) -> String {
+        format!("{}/{}", self.path_of_pods(), self.pod(uid))
+    }
+
+    fn path_of_pods(&self) -> String {
+        match self.driver {
+            Driver::Cgroupfs => format!("/{}", self.name),
+            Driver::Systemd => format!("/{0}.slice/{0}-burstable.slice", self.name),
+        }
+    }
+
+    /// The last part of the path of a pod's.
+    fn pod(&self, uid: &str) -> String {
+        match self.driver {
+            Driver::Cgroupfs => format!("pod{uid}"),
+            Driver::Systemd => format!("{}-burstable-pod{}.slice", self.name, uid.replace('-', "_")),
+        }
+    }
+
+    /// Makes the cgroup of a pod and returns its path.
     ///
     /// # Errors
-    /// When the kernel refuses it.
+    /// When the kernel or systemd refuses it.
     pub fn make_pod(&self, uid: &str, limits: Limits) -> Result<String> {
+        match self.driver {
+            Driver::Cgroupfs => self.make_folders(&self.pod(uid), limits)?,
+            Driver::Systemd => start_slice(&self.pod(uid), limits)?,
+        }
+        Ok(self.path_of_pod(uid))
+    }
+
+    fn make_folders(&self, pod: &str, limits: Limits) -> Result<()> {
         for hierarchy in &self.hierarchies {
             let top = hierarchy.folder.join(&self.name);
-            let pod = top.join(format!("pod{uid}"));
+            let pod = top.join(pod);
             fs::create_dir_all(&pod).with_context(|| format!("make the cgroup {}", pod.display()))?;
             let quota = limits.millicores * PERIOD_MICROSECONDS / 1000;
             if self.version_2() {
@@ -83,7 +135,7 @@ impl Cgroups {
                 set(&pod, "cpu.cfs_quota_us", quota)?;
             }
         }
-        Ok(format!("/{}/pod{uid}", self.name))
+        Ok(())
     }
 
     /// Whether there is version 2 alone; beside version 1 it has no controllers.
@@ -102,16 +154,25 @@ impl Cgroups {
             _ => hierarchy.controllers.iter().any(|controller| controller == wanted),
         };
         let hierarchy = self.hierarchies.iter().find(hierarchy).with_context(|| format!("no cgroup of {wanted}"))?;
+        let path = self.path_of_process(pid, controller)?;
+        let file = hierarchy.folder.join(path.trim_start_matches('/')).join(file);
+        let value = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+        Ok(value.trim().to_owned())
+    }
+
+    /// The path of a process's cgroup in the hierarchy of `controller`, or of version 2.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn path_of_process(&self, pid: u32, controller: &str) -> Result<String> {
+        let wanted = if self.version_2() { "" } else { controller };
         let cgroups = format!("/proc/{pid}/cgroup");
         let cgroups = fs::read_to_string(&cgroups).with_context(|| format!("read {cgroups}"))?;
         let path = cgroups.lines().find_map(|line| {
             let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
             controllers.split(',').any(|controller| controller == wanted).then_some(path)
         });
-        let path = path.with_context(|| format!("process {pid} has no cgroup of {wanted}"))?;
-        let file = hierarchy.folder.join(path.trim_start_matches('/')).join(file);
-        let value = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
-        Ok(value.trim().to_owned())
+        path.map(str::to_owned).with_context(|| format!("process {pid} has no cgroup of {controller}"))
     }
 
     /// The cgroups that are left below those of pods.
@@ -129,9 +190,19 @@ impl Cgroups {
     /// When there is something in it still.
     pub fn remove_pod(&self, uid: &str) -> Result<()> {
         for top in self.tops() {
-            let pod = top.join(format!("pod{uid}"));
-            if pod.exists() {
-                fs::remove_dir(&pod).with_context(|| format!("remove the cgroup {}", pod.display()))?;
+            let pod = top.join(self.pod(uid));
+            if !pod.exists() {
+                continue;
+            }
+            match self.driver {
+                Driver::Cgroupfs => {
+                    fs::remove_dir(&pod).with_context(|| format!("remove the cgroup {}", pod.display()))?;
+                }
+                Driver::Systemd => {
+                    let left = folders(&pod);
+                    ensure!(left.is_empty(), "not removed: {left:?}");
+                    stop_slice(&self.pod(uid))?;
+                }
             }
         }
         Ok(())
@@ -139,17 +210,59 @@ impl Cgroups {
 
     /// Removes all cgroups of the node, whatever they have in them but processes that live on.
     pub fn remove_all(&self) {
+        if self.driver == Driver::Systemd {
+            for pod in self.tops().flat_map(|top| folders(&top)) {
+                // What systemd leaves is removed like any cgroup.
+                _ = stop_slice(&pod.file_name().unwrap_or_default().to_string_lossy());
+            }
+            _ = systemctl(&["stop", &self.first()]);
+        }
         let end = Instant::now() + EMPTY_DEADLINE;
-        for top in self.tops() {
-            while top.exists() && Instant::now() < end {
-                remove_tree(&top);
+        for hierarchy in &self.hierarchies {
+            let first = hierarchy.folder.join(self.first());
+            while first.exists() && Instant::now() < end {
+                remove_tree(&first);
             }
         }
     }
 
+    /// What the pods' are in.
     fn tops(&self) -> impl Iterator<Item = PathBuf> {
-        self.hierarchies.iter().map(|hierarchy| hierarchy.folder.join(&self.name))
+        let pods = self.path_of_pods();
+        self.hierarchies.iter().map(move |hierarchy| hierarchy.folder.join(pods.trim_start_matches('/')))
     }
+}
+
+/// Has systemd make a slice, with those that it is in.
+fn start_slice(name: &str, Limits { memory, millicores }: Limits) -> Result<()> {
+    let mut unit = "[Unit]\nDefaultDependencies=no\n[Slice]\nCPUAccounting=yes\nMemoryAccounting=yes\n".to_owned();
+    if memory != 0 {
+        unit += &format!("MemoryMax={memory}\n");
+    }
+    if millicores != 0 {
+        unit += &format!("CPUQuota={}%\n", millicores / 10);
+    }
+    let file = Path::new(UNITS).join(name);
+    fs::write(&file, unit).with_context(|| format!("write {}", file.display()))?;
+    systemctl(&["start", name]).map(drop)
+}
+
+fn stop_slice(name: &str) -> Result<()> {
+    let file = Path::new(UNITS).join(name);
+    fs::remove_file(&file).with_context(|| format!("remove {}", file.display()))?;
+    systemctl(&["stop", name]).map(drop)
+}
+
+/// Asks systemd for something and returns what it answers.
+///
+/// # Errors
+/// When it refuses.
+pub fn systemctl(args: &[&str]) -> Result<String> {
+    let output =
+        Command::new(tools::installed("systemctl", "systemd")?).args(args).output().context("start systemctl")?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "systemctl {}: {}", args.join(" "), errors.trim());
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Lets the cgroups below `folder` have the controllers of version 2 that it has.

@@ -1,4 +1,4 @@
-use crate::cgroup::{Cgroups, Limits};
+use crate::cgroup::{Cgroups, Driver, Limits};
 use crate::image::{Image, archive};
 use crate::leftovers;
 use crate::network::Bridge;
@@ -34,8 +34,9 @@ pub const RUNC: &str = "runc";
 
 /// The handlers with our shim: the name, what the shim's options have beside the cache, what the table of containerd's
 /// configuration has beside the options.
-const HANDLERS: [(&str, &str, &str); 4] = [
+const HANDLERS: [(&str, &str, &str); 5] = [
     (MAILROOM, "", ""),
+    ("mailroom-systemd", "SystemdCgroup = true\n", ""),
     ("mailroom-crun", "BinaryName = \"crun\"\n", ""),
     ("mailroom-compiled", "AllowCompiled = true\n", ""),
     ("mailroom-limits", "", "base_runtime_spec = \"limits.json\"\n"),
@@ -73,7 +74,15 @@ impl Node {
     /// # Errors
     /// When this is not root, or something is not installed or not built; the error names the command that does it.
     pub async fn start() -> Result<Self> {
-        Self::start_without(None).await
+        Self::start_with(Driver::Cgroupfs, None).await
+    }
+
+    /// As [`Node::start`], but systemd makes the cgroups.
+    ///
+    /// # Errors
+    /// As [`Node::start`], and when systemd is not this machine's init.
+    pub async fn start_with_systemd() -> Result<Self> {
+        Self::start_with(Driver::Systemd, None).await
     }
 
     /// As [`Node::start`], but where both versions of cgroups are mounted the node sees the older alone: crun refuses
@@ -83,10 +92,10 @@ impl Node {
     /// As [`Node::start`].
     pub async fn start_for_crun() -> Result<Self> {
         let beside = Path::new("/sys/fs/cgroup/unified");
-        Self::start_without(beside.exists().then_some(beside)).await
+        Self::start_with(Driver::Cgroupfs, beside.exists().then_some(beside)).await
     }
 
-    async fn start_without(hidden: Option<&'static Path>) -> Result<Self> {
+    async fn start_with(driver: Driver, hidden: Option<&'static Path>) -> Result<Self> {
         ensure!(getuid().is_root(), "only root may start containers; run the tests of the shim as root");
         tools::installed("runc", "runc")?;
         tools::installed("crun", "crun")?;
@@ -99,7 +108,7 @@ impl Node {
             async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(socket).await?)) }
         }));
         let name = folder.path().file_name().context("the temporary folder has no name")?.to_string_lossy();
-        let cgroups = Cgroups::new(&name)?;
+        let cgroups = Cgroups::new(&name, driver)?;
         let bridge = Bridge::new()?;
         let sockets = Mutex::default();
         let node = Self { containerd: Mutex::new(None), channel, cgroups, bridge, sockets, hidden, folder };
@@ -268,6 +277,14 @@ impl Node {
         leftovers::processes(self.folder(), &self.cgroup())
     }
 
+    /// The path of a process's memory cgroup.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn cgroup_of(&self, pid: u32) -> Result<String> {
+        self.cgroups.path_of_process(pid, "memory")
+    }
+
     /// The shims that run, by the ids of their processes.
     pub fn shims(&self) -> Vec<u32> {
         let socket = self.socket();
@@ -361,7 +378,7 @@ impl Node {
 
     /// The first part of the names of all cgroups of this node's pods.
     fn cgroup(&self) -> String {
-        format!("/{}/", self.cgroups.name())
+        format!("/{}/", self.cgroups.first())
     }
 
     fn mounts(&self) -> Vec<PathBuf> {

@@ -111,6 +111,11 @@ impl<'a> Pod<'a> {
         &self.id
     }
 
+    /// The path of its cgroup.
+    pub fn cgroup(&self) -> &str {
+        self.config.linux.as_ref().map_or("", |linux| &linux.cgroup_parent)
+    }
+
     /// Prepares a container of the pod from the image `mailroom.local/IMAGE:1`.
     pub fn container(&self, image: &str) -> ContainerBuilder<'_> {
         ContainerBuilder::new(self, image)

@@ -89,8 +89,8 @@ async fn the_compiler_is_confined() -> Result<()> {
             ensure!(own(namespace)? != fs::read_link(format!("/proc/self/{namespace}"))?, "{namespace}");
         }
         ensure!(fs::read_dir(format!("/proc/{compiler}/root"))?.count() == 0, "it has files");
-        let cgroups = read("cgroup")?;
-        ensure!(cgroups.lines().any(|line| line.contains(":memory:") && line.contains("/pod")), "{cgroups}");
+        let cgroup = site.node.cgroup_of(compiler)?;
+        ensure!(cgroup.starts_with(pod.cgroup()), "{cgroup}");
         Ok(())
     };
     let (started, seen) = tokio::join!(container.start(), eventually(SOON, "a confined compiler", look, |()| true));

@@ -51,7 +51,10 @@ async fn a_node_that_is_dropped_takes_its_pods_along() -> Result<()> {
     assert_eq!(shim_tests::leftovers::processes(&folder, &name).len(), 0);
     assert_eq!(shim_tests::leftovers::mounts("self", &folder).len(), 0);
     assert!(!folder.exists(), "{} is there still", folder.display());
-    assert!(!std::path::Path::new("/sys/fs/cgroup").join("memory").join(name).exists(), "a cgroup is there still");
+    for hierarchy in ["memory", ""] {
+        let cgroup = std::path::Path::new("/sys/fs/cgroup").join(hierarchy).join(&name);
+        assert!(!cgroup.exists(), "{} is there still", cgroup.display());
+    }
     Ok(())
 }
 

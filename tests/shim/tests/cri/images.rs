@@ -1,6 +1,6 @@
 //! Images as `host image` makes them, and the page that says how they come to run.
 
-use crate::site::running;
+use crate::site::{make_image, running};
 use shim_tests::prelude::*;
 use std::fs;
 use tests::ImageLayout;
@@ -11,12 +11,7 @@ const HOST_IMAGE_MAX_BYTES: usize = 8 << 20;
 
 /// Makes an image `mailroom.local/made:1` of the triage and gives it to the node; returns what is in it.
 async fn made(node: &Node, args: &[&str]) -> Result<(usize, ImageLayout)> {
-    let tar = node.folder().join("made.tar");
-    let (component, output) = (tools::component("triage")?, tar.to_string_lossy());
-    let fixed = ["image", &component.to_string_lossy(), "--name", "mailroom.local/made:1", "--output", &output];
-    command::host(fixed.iter().chain(args)).await?.success()?;
-    node.import_archive(&tar).await?;
-    node.until_image("mailroom.local/made:1").await?;
+    let tar = make_image(node, "triage", "made", args).await?;
     let tar = fs::read(tar)?;
     Ok((tar.len(), ImageLayout::of_tar(&tar)?))
 }

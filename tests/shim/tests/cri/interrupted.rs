@@ -109,7 +109,8 @@ async fn a_pod_waits_for_its_server() -> Result<()> {
     site.finish().await
 }
 
-fn kill(pid: u32, signal: Signal) -> Result<()> {
+/// Sends a signal to a process.
+pub fn kill(pid: u32, signal: Signal) -> Result<()> {
     let pid = rustix::process::Pid::from_raw(pid.cast_signed()).context("a process id")?;
     Ok(rustix::process::kill_process(pid, signal)?)
 }

@@ -12,4 +12,5 @@ mod lifecycle;
 mod refused;
 mod resources;
 mod site;
+mod systemd;
 mod triage;

@@ -2,6 +2,7 @@
 
 use shim_tests::ContainerBuilder;
 use shim_tests::prelude::*;
+use std::path::PathBuf;
 
 /// A node with the images `triage` and `actor`, each no more than a component, and its nats-server.
 pub struct Site {
@@ -43,14 +44,22 @@ pub async fn node() -> Result<Node> {
 
 /// Gives a node the images `triage` and `actor`.
 pub async fn with_images(node: Node) -> Result<Node> {
-    node.import(&[component("triage")?, component("actor")?]).await?;
+    for component in ["triage", "actor"] {
+        make_image(&node, component, component, &[]).await?;
+    }
     Ok(node)
 }
 
-fn component(name: &str) -> Result<Image> {
-    let file = format!("/{name}.wasm");
-    let component = std::fs::read(tools::component(name)?).with_context(|| format!("read {name}"))?;
-    Ok(Image::scratch(name, &[&file]).file(&file, component))
+/// Has `host image` make the image `mailroom.local/NAME:1` of a component, and gives it to the node; returns its file.
+pub async fn make_image(node: &Node, component: &str, name: &str, args: &[&str]) -> Result<PathBuf> {
+    let tar = node.folder().join(format!("{name}.tar"));
+    let (component, output) = (tools::component(component)?, tar.to_string_lossy());
+    let name = format!("mailroom.local/{name}:1");
+    let fixed = ["image", &component.to_string_lossy(), "--name", &name, "--output", &output];
+    command::host(fixed.iter().chain(args)).await?.success()?;
+    node.import_archive(&tar).await?;
+    node.until_image(&name).await?;
+    Ok(tar)
 }
 
 /// Waits until the host in a container fetches messages.
