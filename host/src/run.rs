@@ -235,8 +235,9 @@ impl RunArgs {
     /// Anything wrong with the configuration, the component or the server's streams, with the remedy.
     pub fn execute(self) -> Result<ExitCode> {
         let _log = self.serve.log.start()?;
-        let (configuration, limits) = self.guest.resolve(self.slots()?)?;
-        let mut config = self.serve.resolve(limits.slots, limits.deadline)?;
+        let shards = self.serve.shards()?;
+        let (configuration, limits) = self.guest.resolve(self.slots(shards)?)?;
+        let mut config = self.serve.resolve(shards, limits.slots, limits.deadline)?;
 
         // Before anything that takes long: the first process of a container ignores signals without a handler.
         let runtime = runtime()?;
@@ -261,8 +262,7 @@ impl RunArgs {
         Ok(ExitCode::SUCCESS)
     }
 
-    fn slots(&self) -> Result<u32> {
-        let shards = self.serve.shards()?;
+    fn slots(&self, shards: usize) -> Result<u32> {
         let slots = self.slots.unwrap_or(64 * u32::try_from(shards)?);
         ensure!(
             u64::from(slots) >= shards as u64,
@@ -280,9 +280,9 @@ impl ServeArgs {
     /// Anything wrong with the configuration or the server's streams, with the remedy.
     pub fn execute(self, handler: impl Handler) -> Result<ExitCode> {
         let _log = self.log.start()?;
-        let slots = u32::try_from(self.shards()?)?;
+        let shards = self.shards()?;
         // Nothing ends a handler that takes too long, so there is nothing to compare with the consumer's `ack_wait`.
-        let config = self.resolve(slots, Duration::ZERO)?;
+        let config = self.resolve(shards, u32::try_from(shards)?, Duration::ZERO)?;
         let runtime = runtime()?;
         let _entered = runtime.enter();
         let mut signals = Signals::new()?;
@@ -299,7 +299,7 @@ impl ServeArgs {
         Ok(shards)
     }
 
-    fn resolve(self, slots: u32, deadline: Duration) -> Result<Config> {
+    fn resolve(self, shards: usize, slots: u32, deadline: Duration) -> Result<Config> {
         ensure!(
             (1..=65_536).contains(&self.max_in_flight),
             "--max-in-flight {}: between 1 and 65536",
@@ -320,7 +320,7 @@ impl ServeArgs {
             self.retry_max
         );
         Ok(Config {
-            shards: self.shards()?,
+            shards,
             slots,
             deadline,
             max_in_flight: self.max_in_flight,

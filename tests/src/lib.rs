@@ -32,7 +32,7 @@ pub use layout::{ImageLayout, LayerEntry};
 pub use nats::{NatsServer, Settings};
 pub use process::Process;
 pub use raw::RawClient;
-pub use wait::eventually;
+pub use wait::{asked_to_stop, eventually};
 
 /// Everything an end-to-end test usually needs.
 pub mod prelude {

@@ -1,6 +1,7 @@
 use anyhow::{Result, bail};
 use std::fmt::Debug;
 use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep, timeout_at};
 
 const POLL: Duration = Duration::from_millis(10);
@@ -33,5 +34,18 @@ pub async fn eventually<T: Debug>(
             }
         }
         sleep(POLL).await;
+    }
+}
+
+/// Waits until somebody wants this process to end: at its terminal, by closing that, or otherwise.
+pub async fn asked_to_stop() {
+    let next = async |kind| match signal(kind) {
+        Ok(mut signals) => drop(signals.recv().await),
+        Err(_) => std::future::pending().await,
+    };
+    tokio::select! {
+        () = next(SignalKind::interrupt()) => {}
+        () = next(SignalKind::terminate()) => {}
+        () = next(SignalKind::hangup()) => {}
     }
 }

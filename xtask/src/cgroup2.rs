@@ -281,7 +281,7 @@ impl Machine {
     /// An executable without its debugging information, which the machines would hold in memory.
     fn stripped(&self, workspace: &Workspace, program: &Path) -> Result<PathBuf> {
         let stripped = self.folder.join(program.file_name().unwrap_or_default());
-        node::strip(workspace, program, &stripped)?;
+        node::strip(workspace, "--strip-debug", program, &stripped)?;
         Ok(stripped)
     }
 

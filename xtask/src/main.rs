@@ -43,9 +43,13 @@ Commands:
                         The tests of the shim on machines with cgroup version 2 alone, which QEMU emulates, and
                         those that need systemd on one where it is the first process: minutes
                           FILTER  only tests with one of these in their name
+  bench shim [--rounds N]
+                        Build, and measure pods with the shim against pods with a native program under runc, as root:
+                        how fast they start, what memory they use. Prints tables, writes TARGET/bench/shim.json
+                          --rounds N  start so many pods of each kind, in turns [default: 20]
   help                  Print this
 
-Options of demo, test and test-cgroup2:
+Options of bench, demo, test and test-cgroup2:
   --nats-server PATH    Use this nats-server
 
 TARGET is cargo's target directory, `target` unless you chose another. Everything fetched goes below it, nothing is
@@ -75,12 +79,13 @@ enum Task {
     Demo { keep: bool, nats_server: Option<PathBuf> },
     Test { nats_server: Option<PathBuf>, filters: Vec<OsString> },
     TestCgroup2 { nats_server: Option<PathBuf>, filters: Vec<OsString> },
+    Bench { nats_server: Option<PathBuf>, rounds: u32 },
 }
 
 impl Task {
     fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Self> {
         let Some(command) = args.next() else { return Ok(Self::Help) };
-        let (mut keep, mut nats_server, mut rest) = (false, None, Vec::new());
+        let (mut keep, mut nats_server, mut rounds, mut rest) = (false, None, 20, Vec::new());
         while let Some(arg) = args.next() {
             match arg.to_str() {
                 Some("--help" | "-h") => return Ok(Self::Help),
@@ -91,6 +96,10 @@ impl Task {
                 Some(flag) if flag.starts_with("--nats-server=") => {
                     nats_server = Some(flag["--nats-server=".len()..].into())
                 }
+                Some("--rounds") if command == "bench" => {
+                    let number = args.next().and_then(|number| number.to_str()?.parse().ok());
+                    rounds = number.filter(|number| (1..=1000).contains(number)).ok_or("--rounds: add 1 to 1000")?;
+                }
                 _ => rest.push(arg),
             }
         }
@@ -99,6 +108,11 @@ impl Task {
             Some("demo") => Self::Demo { keep, nats_server },
             Some("test") => Self::Test { nats_server, filters: std::mem::take(&mut rest) },
             Some("test-cgroup2") => Self::TestCgroup2 { nats_server, filters: std::mem::take(&mut rest) },
+            Some("bench") => {
+                let what = rest.iter().position(|arg| arg == "shim").ok_or("bench what? there is `bench shim`")?;
+                rest.remove(what);
+                Self::Bench { nats_server, rounds }
+            }
             Some("help" | "--help" | "-h") => Self::Help,
             Some("build") => return Err("build takes no options; see `cargo xtask help`".to_owned()),
             _ => return Err(format!("{}: no such command; see `cargo xtask help`", command.display())),
@@ -131,6 +145,7 @@ impl Task {
             Self::Demo { keep, nats_server } => demo(&Workspace::find()?, keep, nats_server),
             Self::Test { nats_server, filters } => test(&Workspace::find()?, nats_server, &filters),
             Self::TestCgroup2 { nats_server, filters } => cgroup2::test(&Workspace::find()?, nats_server, &filters),
+            Self::Bench { nats_server, rounds } => bench(&Workspace::find()?, nats_server, rounds),
         }
     }
 }
@@ -189,6 +204,16 @@ fn test(workspace: &Workspace, nats_server: Option<PathBuf>, filters: &[OsString
     if root { node::test(workspace, &nats_server, filters) } else { Ok(()) }
 }
 
+fn bench(workspace: &Workspace, nats_server: Option<PathBuf>, rounds: u32) -> Result<()> {
+    if !tools::is_root()? {
+        return Err("the shim is measured in containers, which takes root".to_owned());
+    }
+    node::ensure_packages()?;
+    let nats_server = tools::nats_server(workspace, nats_server)?;
+    build(workspace)?;
+    node::bench(workspace, &nats_server, rounds)
+}
+
 /// Lets `cargo test` run only the tests with one of `filters` in their name, if there are any.
 fn filter(test: &mut Command, filters: &[OsString]) {
     if !filters.is_empty() {
@@ -214,7 +239,7 @@ mod tests {
     fn arguments_mean_what_the_help_says() {
         let path = || Some(PathBuf::from("/n"));
         let filters = |filters: &[&str]| filters.iter().map(OsString::from).collect();
-        let cases: [(&[&str], Option<Task>); 16] = [
+        let cases: [(&[&str], Option<Task>); 20] = [
             (&[], Some(Task::Help)),
             (&["--help"], Some(Task::Help)),
             (&["test", "--help"], Some(Task::Help)),
@@ -232,6 +257,13 @@ mod tests {
             (&["test", "--keep"], None),
             (&["test-cgroup2", "a"], Some(Task::TestCgroup2 { nats_server: None, filters: filters(&["a"]) })),
             (&["test-cgroup2", "--keep"], None),
+            (&["bench", "shim"], Some(Task::Bench { nats_server: None, rounds: 20 })),
+            (
+                &["bench", "--rounds", "3", "shim", "--nats-server", "/n"],
+                Some(Task::Bench { nats_server: path(), rounds: 3 }),
+            ),
+            (&["bench"], None),
+            (&["bench", "shim", "--rounds", "0"], None),
             (&["test", "--nats-server"], None),
             (&["tset"], None),
         ];

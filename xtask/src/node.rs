@@ -23,6 +23,9 @@ const SHIM: [Static; 3] = [
 /// What the tests put into images.
 const SIDECAR: Static = Static { package: "sidecar", name: "sidecar" };
 
+/// What the shim is measured against, for an image of its own.
+const NATIVE: Static = Static { package: "native-handler", name: "native-handler" };
+
 /// The package of the shim's tests under a containerd.
 const TESTS: &str = "shim-tests";
 
@@ -45,7 +48,7 @@ const PREFIXES: [&str; 3] = ["/usr", "/usr/local", "/"];
 /// Builds the shim's executables into `TARGET/shim`.
 pub fn build(workspace: &Workspace) -> Result<()> {
     for executable in &SHIM {
-        executable.build(workspace, "shim")?;
+        executable.build(workspace, "shim", "--strip-debug")?;
     }
     Ok(())
 }
@@ -82,7 +85,7 @@ pub fn test(workspace: &Workspace, nats_server: &Path, filters: &[OsString]) -> 
 
 /// Builds what the tests put into images.
 pub fn build_sidecar(workspace: &Workspace) -> Result<()> {
-    SIDECAR.build(workspace, "sidecar")
+    SIDECAR.build(workspace, "sidecar", "--strip-debug")
 }
 
 /// Builds the tests of the shim under a containerd, as [`test`] does, and says where their executable is.
@@ -104,23 +107,37 @@ pub fn places(workspace: &Workspace, nats_server: &Path) -> [(&'static str, Path
     ]
 }
 
-/// Writes an executable without its debugging information to another place.
-pub fn strip(workspace: &Workspace, from: &Path, to: &Path) -> Result<()> {
+/// Measures the shim under a containerd.
+pub fn bench(workspace: &Workspace, nats_server: &Path, rounds: u32) -> Result<()> {
+    build(workspace)?;
+    build_sidecar(workspace)?;
+    NATIVE.build(workspace, "native", "--strip-all")?;
+    let bins = ["build", "--release", "--package", "shim", "--package", TESTS, "--bins"];
+    step::run("build the benchmark", workspace.cargo(&bins))?;
+    let mut bench = workspace.command(workspace.target.join("release/bench-shim"));
+    bench.envs(crate::places(workspace)).envs(places(workspace, nats_server));
+    bench.env("MAILROOM_TEST_NATIVE_HANDLER", workspace.target.join("native").join(NATIVE.name));
+    bench.args(["--rounds", &rounds.to_string(), "--json"]).arg(workspace.target.join("bench/shim.json"));
+    step::run("measure pods", bench)
+}
+
+/// Writes an executable without some of its symbols, as strip(1) says with `what`, to another place.
+pub fn strip(workspace: &Workspace, what: &str, from: &Path, to: &Path) -> Result<()> {
     let mut strip = workspace.command("strip");
-    strip.arg("--strip-debug").arg("-o").arg(to).arg(from);
+    strip.arg(what).arg("-o").arg(to).arg(from);
     step::run(&format!("take the debugging information out of {}", from.display()), strip)
 }
 
 impl Static {
     /// Builds it, by itself: built together, the packages would share the features of their dependencies, and the
     /// pods' host would have a compiler in it.
-    fn build(&self, workspace: &Workspace, folder: &str) -> Result<()> {
+    fn build(&self, workspace: &Workspace, folder: &str, strip_what: &str) -> Result<()> {
         let Self { package, name } = self;
         let mut cargo = workspace.cargo(&["rustc", "--release", "--package", package, "--bin", name]);
         cargo.args(["--", "-C", "target-feature=+crt-static"]);
         step::run(&format!("build {name}"), cargo)?;
         let folder = workspace.target.join(folder);
         fs::create_dir_all(&folder).map_err(|err| format!("create {}: {err}", folder.display()))?;
-        strip(workspace, &workspace.target.join("release").join(name), &folder.join(name))
+        strip(workspace, strip_what, &workspace.target.join("release").join(name), &folder.join(name))
     }
 }

@@ -1,4 +1,4 @@
-use crate::pod::{Pod, namespaces};
+use crate::pod::{Pod, namespaces, pid_in};
 use anyhow::{Context as _, Result, bail};
 use k8s_cri::v1::{
     Capability, ContainerConfig, ContainerMetadata, ContainerState, ContainerStats, ContainerStatsRequest,
@@ -7,7 +7,6 @@ use k8s_cri::v1::{
     RemoveContainerRequest, SecurityProfile, StartContainerRequest, StopContainerRequest,
     UpdateContainerResourcesRequest, security_profile::ProfileType,
 };
-use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -223,10 +222,7 @@ impl Container<'_> {
     /// When it has none.
     pub async fn pid(&self) -> Result<u32> {
         let request = ContainerStatusRequest { container_id: self.id.clone(), verbose: true };
-        let info = self.pod.node.runtime().container_status(request).await?.into_inner().info;
-        let info: Value = serde_json::from_str(info.get("info").context("no verbose status")?)?;
-        let pid = info["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
-        pid.filter(|&pid| pid > 0).context("the container has no process")
+        pid_in(&self.pod.node.runtime().container_status(request).await?.into_inner().info).context("of the container")
     }
 
     /// A file of the kernel about its first process, `/proc/PID/FILE`.

@@ -1,12 +1,16 @@
 //! Images of the tests' own, written as OCI layouts: no registry, no builder.
 
 use anyhow::{Context as _, Result};
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use tar::{Builder, Header};
 
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+const LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -18,6 +22,7 @@ pub struct Image {
     files: Vec<(String, Vec<u8>)>,
     entrypoint: Vec<String>,
     environment: Vec<String>,
+    compressed: bool,
 }
 
 impl Image {
@@ -28,6 +33,7 @@ impl Image {
             files: Vec::new(),
             entrypoint: entrypoint.iter().map(|&word| word.to_owned()).collect(),
             environment: Vec::new(),
+            compressed: false,
         }
     }
 
@@ -43,6 +49,12 @@ impl Image {
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.environment.push(format!("{name}={value}"));
         self
+    }
+
+    /// Compresses it, as images in registries are.
+    #[must_use]
+    pub fn compressed(self) -> Self {
+        Self { compressed: true, ..self }
     }
 
     /// What containers name it by.
@@ -67,12 +79,20 @@ pub fn archive(images: &[Image]) -> Result<Vec<u8>> {
     let mut blobs = BTreeMap::new();
     let mut manifests = Vec::new();
     for image in images {
-        let layer = add(&mut blobs, LAYER, image.layer()?);
+        let layer = image.layer()?;
+        let diff_id = digest(&layer);
+        let layer = if image.compressed {
+            let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+            encoder.write_all(&layer).context("compress a layer")?;
+            add(&mut blobs, LAYER_GZIP, encoder.finish().context("compress a layer")?)
+        } else {
+            add(&mut blobs, LAYER, layer)
+        };
         let config = json!({
             "architecture": architecture(),
             "os": "linux",
             "config": { "Entrypoint": image.entrypoint, "Env": image.environment },
-            "rootfs": { "type": "layers", "diff_ids": [layer["digest"]] },
+            "rootfs": { "type": "layers", "diff_ids": [diff_id] },
         });
         let config = add(&mut blobs, CONFIG, config.to_string().into_bytes());
         let manifest = json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [layer] });
@@ -85,17 +105,21 @@ pub fn archive(images: &[Image]) -> Result<Vec<u8>> {
     append(&mut layout, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#, 0o644)?;
     append(&mut layout, "index.json", index.to_string().as_bytes(), 0o644)?;
     for (digest, blob) in &blobs {
-        append(&mut layout, &format!("blobs/sha256/{digest}"), blob, 0o644)?;
+        append(&mut layout, &format!("blobs/{}", digest.replace(':', "/")), blob, 0o644)?;
     }
     layout.into_inner().context("write an OCI layout")
 }
 
 /// Keeps a blob and returns its descriptor.
 fn add(blobs: &mut BTreeMap<String, Vec<u8>>, media_type: &str, blob: Vec<u8>) -> Value {
-    let digest = format!("{:x}", Sha256::digest(&blob));
-    let descriptor = json!({ "mediaType": media_type, "digest": format!("sha256:{digest}"), "size": blob.len() });
+    let digest = digest(&blob);
+    let descriptor = json!({ "mediaType": media_type, "digest": digest, "size": blob.len() });
     blobs.insert(digest, blob);
     descriptor
+}
+
+fn digest(blob: &[u8]) -> String {
+    format!("sha256:{:x}", Sha256::digest(blob))
 }
 
 fn append(archive: &mut Builder<Vec<u8>>, path: &str, content: &[u8], mode: u32) -> Result<()> {

@@ -21,12 +21,12 @@ mod pod;
 
 pub use container::{Container, ContainerBuilder, Line, MASKED};
 pub use image::{Image, archive};
-pub use node::{MAILROOM, Node, RUNC};
+pub use node::{CRUN, MAILROOM, MAILROOM_CRUN, Node, RUNC};
 pub use pod::{Pod, PodBuilder};
 
 /// Everything that a test of the shim usually needs.
 pub mod prelude {
-    pub use crate::{Container, Image, Line, MAILROOM, Node, Pod, RUNC};
+    pub use crate::{Container, Image, Line, MAILROOM, MAILROOM_CRUN, Node, Pod, RUNC};
     pub use tests::bed::{Bed, SOON};
     pub use tests::prelude::*;
 }

@@ -32,12 +32,18 @@ pub const MAILROOM: &str = "mailroom";
 /// containerd's own, for comparison.
 pub const RUNC: &str = "runc";
 
+/// The same with crun.
+pub const CRUN: &str = "crun";
+
+/// The runtime handler with our shim and crun.
+pub const MAILROOM_CRUN: &str = "mailroom-crun";
+
 /// The handlers with our shim: the name, what the shim's options have beside the cache, what the table of containerd's
 /// configuration has beside the options.
 const HANDLERS: [(&str, &str, &str); 5] = [
     (MAILROOM, "", ""),
     ("mailroom-systemd", "SystemdCgroup = true\n", ""),
-    ("mailroom-crun", "BinaryName = \"crun\"\n", ""),
+    (MAILROOM_CRUN, "BinaryName = \"crun\"\n", ""),
     ("mailroom-compiled", "AllowCompiled = true\n", ""),
     ("mailroom-limits", "", "base_runtime_spec = \"limits.json\"\n"),
 ];
@@ -436,6 +442,10 @@ state = {:?}
     conf_dir = {:?}
   [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
+  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.crun]
+    runtime_type = "io.containerd.runc.v2"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.crun.options]
+      BinaryName = "crun"
 {runtimes}"#,
                 folder.join("root"),
                 folder.join("state"),

@@ -6,6 +6,8 @@ use k8s_cri::v1::{
     DnsConfig, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption, PodSandboxConfig,
     PodSandboxMetadata, PodSandboxStatusRequest, RemovePodSandboxRequest, RunPodSandboxRequest, StopPodSandboxRequest,
 };
+use serde_json::Value;
+use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -132,6 +134,15 @@ impl<'a> Pod<'a> {
         address.filter(|address| !address.is_empty()).context("the pod has no address")
     }
 
+    /// The process that holds its namespaces.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub async fn pid(&self) -> Result<u32> {
+        let request = PodSandboxStatusRequest { pod_sandbox_id: self.id.clone(), verbose: true };
+        pid_in(&self.node.runtime().pod_sandbox_status(request).await?.into_inner().info).context("of the sandbox")
+    }
+
     /// Stops all containers of the pod, then its sandbox, as a kubelet's last call does.
     ///
     /// # Errors
@@ -165,6 +176,13 @@ impl<'a> Pod<'a> {
     pub(crate) fn logs(&self) -> PathBuf {
         self.config.log_directory.clone().into()
     }
+}
+
+/// The process id in a verbose status.
+pub(crate) fn pid_in(info: &HashMap<String, String>) -> Result<u32> {
+    let info: Value = serde_json::from_str(info.get("info").context("no verbose status")?)?;
+    let pid = info["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
+    pid.filter(|&pid| pid > 0).context("no process")
 }
 
 /// Kubernetes' default: containers of a pod share all but their processes.

@@ -12,8 +12,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 use tests::streams::{self, Stored};
-use tests::{Host, Metrics, NatsServer, command, eventually, tools};
-use tokio::signal::unix::{SignalKind, signal};
+use tests::{Host, Metrics, NatsServer, asked_to_stop, command, eventually, tools};
 
 const HELP: &str = "\
 Shows Mailroom at work on the sample mails of tests/mails.
@@ -53,18 +52,6 @@ async fn main() -> ExitCode {
             eprintln!("error: {err:#}");
             ExitCode::FAILURE
         }
-    }
-}
-
-async fn asked_to_stop() {
-    let next = async |kind| match signal(kind) {
-        Ok(mut signals) => drop(signals.recv().await),
-        Err(_) => std::future::pending().await,
-    };
-    tokio::select! {
-        () = next(SignalKind::interrupt()) => {}
-        () = next(SignalKind::terminate()) => {}
-        () = next(SignalKind::hangup()) => {}
     }
 }
 

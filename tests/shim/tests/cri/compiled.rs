@@ -154,7 +154,7 @@ async fn machine_code_in_an_image_needs_the_operators_word() -> Result<()> {
 #[tokio::test]
 async fn crun_makes_the_containers_too() -> Result<()> {
     let site = Site::on(with_images(Node::start_for_crun().await?).await?, Settings::default(), &[]).await?;
-    let pod = site.node.pod_of("mailroom-crun").run().await?;
+    let pod = site.node.pod_of(MAILROOM_CRUN).run().await?;
     let container = site.host(&pod, "actor").start().await?;
     let sidecar = pod.container("sidecar").args(["wait"]).start().await?;
     running(&container).await?;
