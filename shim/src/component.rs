@@ -85,7 +85,7 @@ impl Components {
         if let Some(file) = cache.find(&digest) {
             return Ok(file);
         }
-        let lock = cache.lock(&digest)?;
+        let mut lock = cache.lock(&digest)?;
         let others = async {
             while !lock.try_acquire() && cache.find(&digest).is_none() {
                 sleep(OTHERS_INTERVAL).await;
@@ -98,7 +98,6 @@ impl Components {
         }
         let compiled = self.compile(component, &digest, &cache, cgroup).await;
         let compiled = compiled.with_context(|| format!("compile {}", path.display()))?;
-        lock.remove();
         spawn_blocking(move || cache.keep(compiled, &digest)).await?
     }
 

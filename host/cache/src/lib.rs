@@ -93,7 +93,7 @@ impl Cache {
     pub fn lock(&self, digest: &str) -> Result<Lock> {
         let path = self.of_engine.join(format!("{digest}.lock"));
         let file = File::create(&path).context("write to the cache of compiled components")?;
-        Ok(Lock { file, path })
+        Ok(Lock { file, path, is_mine: false })
     }
 
     fn file(&self, digest: &str) -> PathBuf {
@@ -121,22 +121,28 @@ impl Cache {
     }
 }
 
-/// Keeps others from making the same machine code meanwhile, if they care. Given back when dropped.
+/// Keeps others from making the same machine code meanwhile, if they care. When dropped it is given back, and nothing
+/// of it stays in the cache.
 #[derive(Debug)]
 pub struct Lock {
     file: File,
     path: PathBuf,
+    is_mine: bool,
 }
 
 impl Lock {
     /// Whether the caller has the lock now.
-    pub fn try_acquire(&self) -> bool {
-        flock(&self.file, FlockOperation::NonBlockingLockExclusive).is_ok()
+    pub fn try_acquire(&mut self) -> bool {
+        self.is_mine = self.is_mine || flock(&self.file, FlockOperation::NonBlockingLockExclusive).is_ok();
+        self.is_mine
     }
+}
 
-    /// Gives the lock back for good: the machine code is there.
-    pub fn remove(self) {
-        let _ = fs::remove_file(&self.path);
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if self.is_mine {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -225,10 +231,12 @@ mod tests {
     fn one_has_the_lock() {
         let folder = tempfile::tempdir().expect("a folder");
         let cache = cache(folder.path(), ROOM);
-        let (mine, yours) = (cache.lock("a").expect("a lock"), cache.lock("a").expect("a lock"));
+        let (mut mine, mut yours) = (cache.lock("a").expect("a lock"), cache.lock("a").expect("a lock"));
         assert!(mine.try_acquire() && !yours.try_acquire());
         drop(mine);
         assert!(yours.try_acquire());
+        drop(yours);
+        assert_eq!(fs::read_dir(&cache.of_engine).expect("a folder").count(), 0);
     }
 
     #[test]

@@ -24,7 +24,8 @@ async fn gives_a_verdict(node: &Node, handler: &str) -> Result<()> {
     let container = pod.container("made").env("MAILROOM_SERVER", bed.server.url()).start().await?;
     running(&container).await?;
     let admin = format!("http://{}:9000", pod.address().await?);
-    assert_eq!(http::get(&format!("{admin}/readyz")).await?.status, 200);
+    let ready = async || http::get(&format!("{admin}/readyz")).await;
+    eventually(SOON, "the host is ready", ready, |answer| answer.status == 200).await?;
     let mail = fs::read(tools::mails()?.first().context("a mail")?)?;
     bed.jetstream.publish("mail.test", mail.into()).await?.await?;
     bed.verdicts(1).await?;
