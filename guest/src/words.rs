@@ -30,6 +30,7 @@ pub enum Topic {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
     start: u32,
+    head: u32,
     length: u16,
     bucket: u16,
     topic: Topic,
@@ -42,19 +43,33 @@ impl Entry {
         while word_end < end && is_word(text[word_end]) {
             word_end += 1;
         }
-        let second = if word_end > start + 1 { text[start + 1] } else { 0 };
-        let bucket = bucket(text[start], second, word_end - start) as u16;
-        Entry { start: start as u32, length: (end - start) as u16, bucket, topic }
+        let mut bytes = [0; HEAD_BYTES];
+        let mut at = start;
+        while at < word_end && at < start + HEAD_BYTES {
+            bytes[at - start] = text[at];
+            at += 1;
+        }
+        let head = head(bytes);
+        let bucket = bucket(head, word_end - start) as u16;
+        Entry { start: start as u32, head, length: (end - start) as u16, bucket, topic }
     }
 }
 
 /// How many buckets there are: so many that most are empty, and most words of a text find theirs empty.
 const BUCKETS: usize = 1024;
 
-/// The bucket of the entries whose first word begins with these two bytes (0 if there is no second) and has this
-/// length. Upper and lower case differ in none of the bits that are used.
-const fn bucket(first: u8, second: u8, length: usize) -> usize {
-    ((first as usize & 31) * 32 + (second as usize & 31) + length * 131) % BUCKETS
+/// How many bytes of an entry's first word are compared before anything else.
+const HEAD_BYTES: usize = 4;
+
+/// The first bytes of a word as a number, 0 for those it does not have. Upper and lower case differ in none of the bits
+/// that are left.
+const fn head(bytes: [u8; HEAD_BYTES]) -> u32 {
+    u32::from_le_bytes(bytes) & !0x2020_2020
+}
+
+/// The bucket of the entries whose first word begins like this and has this length.
+const fn bucket(head: u32, length: usize) -> usize {
+    ((head & 31) as usize * 32 + (head >> 8 & 31) as usize + length * 131) % BUCKETS
 }
 
 /// All words of the rules, in buckets.
@@ -104,13 +119,24 @@ impl Lexicon {
     pub fn search(&self, text: &[u8], mut found: impl FnMut(usize)) {
         let mut rest = text.iter();
         // One step for each word, at its first byte.
-        while let Some(&first) = rest.find(|&&byte| is_word(byte)) {
+        while rest.find(|&&byte| is_word(byte)).is_some() {
             let start = text.len() - rest.len() - 1;
             let length = 1 + rest.by_ref().take_while(|&&byte| is_word(byte)).count();
-            let second = if length > 1 { text[start + 1] } else { 0 };
-            let bucket = bucket(first, second, length);
+            let text = &text[start..];
+            let head = match text.first_chunk() {
+                Some(bytes) if length >= HEAD_BYTES => head(*bytes),
+                _ => {
+                    let mut bytes = [0; HEAD_BYTES];
+                    for (byte, &of_word) in bytes.iter_mut().zip(&text[..length]) {
+                        *byte = of_word;
+                    }
+                    head(bytes)
+                }
+            };
+            let bucket = bucket(head, length);
             for index in usize::from(self.starts[bucket])..usize::from(self.starts[bucket + 1]) {
-                if starts_with_phrase(&text[start..], self.phrase(&self.entries[index])) {
+                let entry = &self.entries[index];
+                if entry.head == head && starts_with_phrase(text, self.phrase(entry)) {
                     found(index);
                 }
             }

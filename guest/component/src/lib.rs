@@ -4,7 +4,7 @@
 //! import is `wasi:config/store`, for the rules that the operator changed. The decisions are in the crate `guest`.
 #![expect(missing_docs, reason = "the generated bindings have no documentation of their own")]
 
-#[cfg(target_family = "wasm")]
+#[cfg(all(target_family = "wasm", target_os = "unknown"))]
 mod bump;
 
 wit_bindgen::generate!({ path: "../../wit", world: "triage", generate_all });
