@@ -189,7 +189,7 @@ fn read_up_to(file: &mut File, buffer: &mut [u8]) -> std::io::Result<usize> {
 /// # Errors
 /// One that does not validate, or is larger than a slot.
 #[cfg(feature = "compile")]
-pub(crate) fn from_bytes(engine: &Engine, path: &Path, bytes: &[u8]) -> Result<Loaded> {
+pub fn from_bytes(engine: &Engine, path: &Path, bytes: &[u8]) -> Result<Loaded> {
     let component = Component::from_binary(engine, bytes).map_err(|err| not_loaded(path, err))?;
     Ok(Loaded { component, digest: digest(bytes), path: path.to_path_buf() })
 }

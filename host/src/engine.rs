@@ -12,7 +12,7 @@ const WASM_STACK_BYTES: usize = 512 << 10;
 
 /// The settings shared by compiling and running. The allocation strategy comes on top and does not matter to
 /// compiled code.
-pub(crate) fn config() -> Config {
+pub fn config() -> Config {
     let mut config = Config::new();
     config
         .epoch_interruption(true)

@@ -14,14 +14,15 @@ mod run;
 
 mod admin;
 mod capabilities;
-mod handler;
+pub mod handler;
 mod header_block;
 mod host;
 mod interface;
 mod lane;
 mod letter;
 pub mod native;
-mod pool;
+pub mod pool;
+mod room;
 mod scheduling;
 mod settle;
 mod sink;
@@ -46,6 +47,8 @@ mod publish;
 mod triage;
 mod verdicts;
 
+pub use capabilities::Configuration;
 pub use cli::main;
+pub use component::Loaded;
 #[cfg(feature = "compile")]
-pub use component::{compile, engine_id};
+pub use component::{compile, engine_id, from_bytes};

@@ -4,6 +4,7 @@ use crate::capabilities::{Configuration, State, TABLE_MAX_ELEMENTS, link};
 use crate::component::Loaded;
 use crate::handler::{Failure, Fault, Handler, PoolUse, Run, outcome};
 use crate::interface::{self, Message, TriagePre};
+use crate::room;
 use crate::scheduling::{computed, soon_after_waking};
 use anyhow::{Context, Result, bail};
 use futures::FutureExt as _;
@@ -17,7 +18,8 @@ use std::task::Poll;
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 use wasmtime::{
-    Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, Store, Trap, UpdateDeadline, WasmBacktrace,
+    Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, Store, Trap, UpdateDeadline,
+    WasmBacktrace,
 };
 
 /// How finely a deadline is kept, and how often a guest that computes looks whether its turn is over.
@@ -70,7 +72,7 @@ impl Turn {
 const IDLE_TICKS: u32 = 100;
 
 /// Memory and tables up to this size are wiped in place when an instance ends, which keeps their pages mapped:
-/// no system call but one scan and no page fault for the next message.
+/// no system call but one scan and no page fault for the next message. Less where memory is limited.
 const KEEP_RESIDENT_BYTES: usize = 1 << 20;
 
 /// Core instances and tables that one component may consist of. Ordinary toolchains make 3 to 5 of each.
@@ -91,12 +93,90 @@ pub struct Limits {
     pub host_calls_max: u64,
 }
 
-/// Makes the engine whose allocator has room for `limits.slots` instances.
+pub use crate::engine::config;
+
+/// Most slots that can be asked for.
+pub const SLOTS_MAX: u32 = 20_000;
+
+/// Slots of a shard, unless the operator says how many.
+const SLOTS_PER_SHARD: u32 = 64;
+
+/// What a slot takes of the address space, in bytes: a memory of 4 GiB with its guard, tables and a stack.
+const SLOT_ADDRESS_BYTES: u64 = 17 << 28;
+
+/// Address space for all else, in bytes.
+const OTHER_ADDRESS_BYTES: u64 = 2 << 30;
+
+/// Memory mappings of a slot in use, and those of all else.
+const SLOT_MAPPINGS: u64 = 5;
+const OTHER_MAPPINGS: u64 = 2_000;
+
+/// How much of the memory limit the slots may keep for the next instances: one part in so many.
+const KEPT_PART: u64 = 2;
+
+/// The slots of a host with that many shards whose operator does not say how many: 64 a shard, or as many as can keep
+/// their memory within half of the memory limit, but one a shard.
+pub fn slots_by_default(shards: u32) -> u32 {
+    let wanted = SLOTS_PER_SHARD.saturating_mul(shards).min(SLOTS_MAX);
+    fitting(wanted, shards, room::memory_limit().map(|limit| limit / KEPT_PART / (2 * KEEP_RESIDENT_BYTES as u64)))
+}
+
+/// Makes the engine whose allocator has room for `limits.slots` instances. If there is no room for so many, it says so
+/// in the log and makes do with fewer, but not fewer than `least`; `limits.slots` are those there are, then.
 ///
 /// # Errors
-/// The address space has no room for that many slots.
-pub fn engine(limits: &Limits) -> Result<Engine> {
+/// There is no room for `least`.
+pub fn engine(limits: &mut Limits, least: u32) -> Result<Engine> {
+    let wanted = limits.slots;
+    let mut why = String::new();
+    for (room, reason) in [
+        (
+            room::address_space_max().map(|bytes| bytes.saturating_sub(OTHER_ADDRESS_BYTES) / SLOT_ADDRESS_BYTES),
+            "each takes 4 GiB of the address space, which is limited (ulimit -v)",
+        ),
+        (
+            room::mappings_max().map(|mappings| mappings.saturating_sub(OTHER_MAPPINGS) / SLOT_MAPPINGS),
+            "each takes some of the memory mappings that a process may have (vm.max_map_count)",
+        ),
+    ] {
+        let slots = fitting(limits.slots, least, room);
+        if slots < limits.slots {
+            limits.slots = slots;
+            why = reason.to_string();
+        }
+    }
+    let engine = loop {
+        match Engine::new(&config_with_pool(limits)) {
+            Ok(engine) => break engine,
+            Err(err) if limits.slots > least => {
+                limits.slots = (limits.slots / 2).max(least);
+                why = format!("{:#}", anyhow::Error::from(err));
+            }
+            Err(err) => {
+                return Err(anyhow::Error::from(err)).with_context(|| {
+                    format!("map a pool of {least} slots; each takes 4 GiB of the address space, see ulimit -v")
+                });
+            }
+        }
+    };
+    if limits.slots < wanted {
+        tracing::warn!("there is room for {} slots instead of {wanted}, and so many are used: {why}", limits.slots);
+    }
+    Ok(engine)
+}
+
+/// As many of the slots wanted as there is room for, but not fewer than `least`.
+fn fitting(wanted: u32, least: u32, room: Option<u64>) -> u32 {
+    let room = room.map_or(wanted, |room| u32::try_from(room).unwrap_or(u32::MAX));
+    wanted.min(room).max(least)
+}
+
+fn config_with_pool(limits: &Limits) -> Config {
     let slots = limits.slots;
+    let kept_bytes = match room::memory_limit() {
+        Some(limit) => (limit / KEPT_PART / 2 / u64::from(slots)).min(KEEP_RESIDENT_BYTES as u64) as usize,
+        None => KEEP_RESIDENT_BYTES,
+    };
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(slots)
         .total_core_instances(slots.saturating_mul(PARTS_MAX))
@@ -108,14 +188,12 @@ pub fn engine(limits: &Limits) -> Result<Engine> {
         .max_memories_per_component(1)
         .max_memory_size(limits.memory_max_bytes)
         .table_elements(TABLE_MAX_ELEMENTS)
-        .linear_memory_keep_resident(KEEP_RESIDENT_BYTES)
-        .table_keep_resident(KEEP_RESIDENT_BYTES)
+        .linear_memory_keep_resident(kept_bytes)
+        .table_keep_resident(kept_bytes)
         .pagemap_scan(Enabled::Auto);
-    let mut config = crate::engine::config();
+    let mut config = config();
     config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
-    Engine::new(&config)
-        .map_err(anyhow::Error::from)
-        .with_context(|| format!("map a pool of {slots} slots (4 GiB of address space each); fewer --slots may fit"))
+    config
 }
 
 /// A loaded component, linked and ready to run messages.

@@ -11,7 +11,7 @@ use crate::identity::Losses;
 use crate::log::LogArgs;
 use crate::names::{NameArgs, Names};
 use crate::nats::{Nats, NatsArgs, check_jetstream};
-use crate::pool::{self, Guest, Limits};
+use crate::pool::{self, Guest, Limits, SLOTS_MAX};
 use crate::provision::{Layout, Mode, provision, unsafe_settings};
 use crate::settle::Policy;
 use crate::sink::Sink;
@@ -131,7 +131,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE", env = "MAILROOM_NATS_SERVER", requires = "dev")]
     nats_server: Option<PathBuf>,
 
-    /// Most instances alive at the same time, over all shards [default: 64 per shard]
+    /// Most instances alive at the same time, over all shards [default: 64 per shard, fewer where memory is limited]
     #[arg(long, value_name = "N", env = "MAILROOM_SLOTS")]
     slots: Option<u32>,
 
@@ -236,7 +236,7 @@ impl RunArgs {
     pub fn execute(self) -> Result<ExitCode> {
         let _log = self.serve.log.start()?;
         let shards = self.serve.shards()?;
-        let (configuration, limits) = self.guest.resolve(self.slots(shards)?)?;
+        let (configuration, mut limits) = self.guest.resolve(self.slots(shards)?)?;
         let mut config = self.serve.resolve(shards, limits.slots, limits.deadline)?;
 
         // Before anything that takes long: the first process of a container ignores signals without a handler.
@@ -244,7 +244,8 @@ impl RunArgs {
         let _entered = runtime.enter();
         let mut signals = Signals::new()?;
 
-        let engine = pool::engine(&limits)?;
+        let engine = pool::engine(&mut limits, u32::try_from(shards)?)?;
+        config.slots = limits.slots;
         let loaded = self.cache.load(&engine, &self.component)?;
         let guest = Arc::new(Guest::new(&engine, loaded, configuration, limits)?);
         runtime.block_on(guest.try_out())?;
@@ -263,12 +264,17 @@ impl RunArgs {
     }
 
     fn slots(&self, shards: usize) -> Result<u32> {
-        let slots = self.slots.unwrap_or(64 * u32::try_from(shards)?);
+        let shards = u32::try_from(shards)?;
+        let slots = self.slots.unwrap_or_else(|| pool::slots_by_default(shards));
         ensure!(
-            u64::from(slots) >= shards as u64,
+            slots >= shards,
             "--slots {slots}: every one of the {shards} shards needs a slot; fewer --shards or more --slots"
         );
-        ensure!(slots <= 20_000, "--slots {slots}: at most 20000, each takes 4 GiB of address space");
+        ensure!(
+            slots <= SLOTS_MAX,
+            "--slots {slots}: at most {SLOTS_MAX}, since each takes 4 GiB of address space; a shard that only computes \
+             needs few, and more hosts share a consumer"
+        );
         Ok(slots)
     }
 }

@@ -62,8 +62,8 @@ impl TriageArgs {
     /// reported on standard error, and the exit code is 1.
     pub fn execute(&self) -> Result<ExitCode> {
         let _log = self.log.start()?;
-        let (configuration, limits) = self.guest.resolve(1)?;
-        let engine = pool::engine(&limits)?;
+        let (configuration, mut limits) = self.guest.resolve(1)?;
+        let engine = pool::engine(&mut limits, 1)?;
         let guest = Arc::new(Guest::new(&engine, self.cache.load(&engine, &self.component)?, configuration, limits)?);
         let runtime = runtime()?;
         runtime.block_on(guest.try_out())?;

@@ -22,6 +22,7 @@ pub struct HostBuilder {
     server: String,
     native: bool,
     component: Option<PathBuf>,
+    address_space_kib: Option<u64>,
     args: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
 }
@@ -36,6 +37,7 @@ impl Host {
             server: server.to_owned(),
             native: false,
             component: None,
+            address_space_kib: None,
             args: Vec::new(),
             environment: Vec::new(),
         }
@@ -131,6 +133,13 @@ impl HostBuilder {
         self
     }
 
+    /// Lets it have that much address space.
+    #[must_use]
+    pub fn address_space_kib(mut self, kib: u64) -> Self {
+        self.address_space_kib = Some(kib);
+        self
+    }
+
     /// Adds an argument.
     #[must_use]
     pub fn arg(self, arg: impl AsRef<OsStr>) -> Self {
@@ -167,7 +176,15 @@ impl HostBuilder {
     /// # Errors
     /// When the executable or the component is missing.
     pub fn spawn(self) -> Result<Process> {
-        let mut command = Command::new(if self.native { tools::native_handler()? } else { tools::host()? });
+        let program = if self.native { tools::native_handler()? } else { tools::host()? };
+        let mut command = match self.address_space_kib {
+            None => Command::new(program),
+            Some(kib) => {
+                let mut shell = Command::new("sh");
+                shell.arg("-c").arg(format!("ulimit -v {kib} && exec \"$0\" \"$@\"")).arg(program);
+                shell
+            }
+        };
         for variable in settings_of_ours() {
             command.env_remove(variable);
         }

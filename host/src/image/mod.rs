@@ -317,7 +317,7 @@ fn created() -> Result<Created> {
 
 /// Links the component and makes an instance, as `host run` does at its start.
 fn check_guest(path: &Path, component: &[u8]) -> Result<()> {
-    let engine = pool::engine(&WIDEST)?;
+    let engine = pool::engine(&mut WIDEST.clone(), 1)?;
     let loaded = from_bytes(&engine, path, component)?;
     let guest = Guest::new(&engine, loaded, Configuration::default(), WIDEST)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;

@@ -410,6 +410,23 @@ async fn a_taken_listen_address_is_refused() -> Result<()> {
     contains_all(&refused_with(1, args).await?, &[&address, "--listen"])
 }
 
+/// More slots than there is room for: the host says so once, and does with what there is.
+#[tokio::test]
+async fn a_pool_that_does_not_fit_is_smaller() -> Result<()> {
+    let bed = Bed::new().await?;
+    let host = Host::on(bed.server.url()).component(tools::component("actor")?).address_space_kib(20 << 20);
+    let mut host = host.args(["--shards", "2", "--slots", "64"]).start().await?;
+    host.until_ready(SOON).await?;
+    bed.tell(std::iter::repeat_n("sleep 20", 20)).await?;
+    bed.one_verdict_each(20).await?;
+    assert_eq!(host.metrics().await?.get("mailroom_slots", &[]), Some(4.0));
+    assert_eq!(host.stop(SOON).await?.code(), Some(0));
+    let log = host.process().lines();
+    let said: Vec<_> = log.iter().filter(|line| line.contains("there is room for")).collect();
+    assert_eq!(said.len(), 1, "{said:?}");
+    contains_all(said[0], &["WARN", "4 slots instead of 64", "ulimit -v"])
+}
+
 /// A host started before its server waits, says so in its log and on `/readyz`, and works as soon as there is one.
 #[tokio::test]
 async fn a_host_waits_for_its_server_and_becomes_ready() -> Result<()> {

@@ -27,6 +27,21 @@ async fn a_container_out_of_memory_is_killed_and_said_to_be() -> Result<()> {
     site.finish().await
 }
 
+/// A container with little memory has few slots by default: what they keep for the next messages fits in half of it.
+#[tokio::test]
+async fn slots_fit_the_memory_limit() -> Result<()> {
+    let site = Site::new().await?;
+    let pod = site.node.pod().run().await?;
+    let container = site.host(&pod, "triage");
+    let container = container.resources(|resources| resources.memory_limit_in_bytes = 64 * MIB).start().await?;
+    running(&container).await?;
+    let metrics = http::get(&format!("http://{}:9464/metrics", pod.address().await?)).await?.body;
+    assert_eq!(Metrics::parse(&metrics)?.get("mailroom_slots", &[]), Some(16.0));
+    container.stop(SOON).await?;
+    pod.remove().await?;
+    site.finish().await
+}
+
 /// `kubectl top` has figures: processor time that grows with the work, and memory.
 #[tokio::test]
 async fn usage_is_reported() -> Result<()> {
