@@ -21,8 +21,8 @@ pub struct Host {
 pub struct HostBuilder {
     server: String,
     native: bool,
+    under: Vec<OsString>,
     component: Option<PathBuf>,
-    address_space_kib: Option<u64>,
     args: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
 }
@@ -36,8 +36,8 @@ impl Host {
         HostBuilder {
             server: server.to_owned(),
             native: false,
+            under: Vec::new(),
             component: None,
-            address_space_kib: None,
             args: Vec::new(),
             environment: Vec::new(),
         }
@@ -133,10 +133,10 @@ impl HostBuilder {
         self
     }
 
-    /// Lets it have that much address space.
+    /// Starts it with this command, which takes the executable and its arguments as further words.
     #[must_use]
-    pub fn address_space_kib(mut self, kib: u64) -> Self {
-        self.address_space_kib = Some(kib);
+    pub fn under<A: AsRef<OsStr>>(mut self, command: impl IntoIterator<Item = A>) -> Self {
+        self.under = command.into_iter().map(|word| word.as_ref().to_owned()).collect();
         self
     }
 
@@ -176,15 +176,10 @@ impl HostBuilder {
     /// # Errors
     /// When the executable or the component is missing.
     pub fn spawn(self) -> Result<Process> {
-        let program = if self.native { tools::native_handler()? } else { tools::host()? };
-        let mut command = match self.address_space_kib {
-            None => Command::new(program),
-            Some(kib) => {
-                let mut shell = Command::new("sh");
-                shell.arg("-c").arg(format!("ulimit -v {kib} && exec \"$0\" \"$@\"")).arg(program);
-                shell
-            }
-        };
+        let executable = if self.native { tools::native_handler()? } else { tools::host()? };
+        let mut words = self.under.into_iter().chain([executable.into()]);
+        let mut command = Command::new(words.next().context("an executable")?);
+        command.args(words);
         for variable in settings_of_ours() {
             command.env_remove(variable);
         }

