@@ -7,7 +7,7 @@ use crate::run::RunArgs;
 use crate::triage::TriageArgs;
 use crate::verdicts::VerdictsArgs;
 use anyhow::{Context as _, Result};
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
@@ -60,12 +60,15 @@ enum Command {
 }
 
 impl Cli {
-    /// Reads the process's arguments and environment; prints help or an error and ends the process if that is all
-    /// there is to do.
+    /// Reads the process's arguments and environment; prints help, `version` or an error and ends the process if that
+    /// is all there is to do.
     ///
     /// `host publish` ends with 64 then, which mail servers know as a wrong command line, all others with 2.
-    fn from_command_line() -> Self {
-        Self::try_parse().unwrap_or_else(|err| {
+    fn from_command_line(version: &'static str) -> Self {
+        let mut command = Self::command().long_version(version);
+        let matches = command.try_get_matches_from_mut(std::env::args_os());
+        let cli = matches.and_then(|matches| Self::from_arg_matches(&matches).map_err(|err| err.format(&mut command)));
+        cli.unwrap_or_else(|err| {
             // Without a terminal or a reader there is nobody to tell.
             let _ = err.print();
             let is_publish = std::env::args_os().nth(1).is_some_and(|command| command == "publish");
@@ -110,9 +113,10 @@ const TERMINATION_LOG: &str = "/dev/termination-log";
 /// Kubernetes cuts a termination message off there, in bytes.
 const TERMINATION_LOG_BYTES: usize = 4096;
 
-/// The whole of the executable: parses the command line, carries out the command, says what went wrong.
-pub fn main() -> ExitCode {
-    end(Cli::from_command_line().execute())
+/// The whole of the executable: parses the command line, carries out the command, says what went wrong. `version` is
+/// what it says to `--version`.
+pub fn main(version: &'static str) -> ExitCode {
+    end(Cli::from_command_line(version).execute())
 }
 
 /// Says what went wrong, if something did, and gives the exit code.

@@ -34,8 +34,12 @@ fn main() -> ExitCode {
             println!("{USAGE}");
             return ExitCode::SUCCESS;
         }
-        Some("-v" | "--version" | "-V") => {
-            println!("containerd-shim-mailroom-v1 {}", env!("CARGO_PKG_VERSION"));
+        Some("--version" | "-version") => {
+            println!("containerd-shim-mailroom-v1 {}", version::LONG);
+            return ExitCode::SUCCESS;
+        }
+        Some("-V" | "-v") => {
+            println!("containerd-shim-mailroom-v1 {}", version::SHORT);
             return ExitCode::SUCCESS;
         }
         Some(_) => {}

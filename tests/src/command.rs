@@ -1,7 +1,7 @@
 //! Commands that run once and end, bounded in time.
 
 use crate::tools;
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use std::env;
 use std::ffi::OsStr;
 use std::path::Path;
@@ -88,6 +88,34 @@ pub async fn run<A: AsRef<OsStr>>(
 /// As [`run`], and when the executable has not been built.
 pub async fn host<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Result<Output> {
     run(tools::host()?, args, b"", Duration::from_secs(60)).await
+}
+
+/// Checks what `executable` says of itself as `name`: this source tree's version to `-V`, and to `--version` the commit
+/// that it was built from and wasmtime's version too. Returns the latter.
+///
+/// # Errors
+/// When it says anything else. Where git knows no commit, any is right.
+pub async fn version(executable: &Path, name: &str) -> Result<String> {
+    let short = run(executable, ["-V"], b"", Duration::from_secs(10)).await?.success()?.stdout;
+    let expected = concat!(env!("CARGO_PKG_VERSION"), "\n");
+    ensure!(short == format!("{name} {expected}"), "{} -V: {short}", executable.display());
+    let long = run(executable, ["--version"], b"", Duration::from_secs(10)).await?.success()?.stdout;
+    let lock = include_str!("../../Cargo.lock");
+    let wasmtime = lock.split("name = \"wasmtime\"\nversion = \"").nth(1).and_then(|rest| rest.split('"').next());
+    let end = format!(", wasmtime {})\n", wasmtime.context("wasmtime in Cargo.lock")?);
+    let commit = long.strip_prefix(&format!("{} (commit ", short.trim_end())).and_then(|rest| rest.strip_suffix(&end));
+    let commit = commit.with_context(|| format!("{} --version: {long}", executable.display()))?;
+    let workspace = tools::workspace();
+    let git = async |revision: &str| {
+        let args = ["rev-parse", "--verify", "--quiet", &format!("{revision}^{{commit}}")];
+        let args = ["-C".as_ref(), workspace.as_os_str()].into_iter().chain(args.iter().map(AsRef::as_ref));
+        run("git", args, b"", Duration::from_secs(10)).await.is_ok_and(|output| output.status.success())
+    };
+    if git("HEAD").await {
+        let hash = commit.strip_suffix("-dirty").unwrap_or(commit);
+        ensure!(git(hash).await, "{}: git knows no commit {hash}: {long}", executable.display());
+    }
+    Ok(long)
 }
 
 /// The variables of the caller's environment that would change what the host does.

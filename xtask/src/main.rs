@@ -4,12 +4,14 @@
 //! |---|---|
 //! | [`step`] | where things lie; runs one command and says how long it took |
 //! | [`guests`] | builds the components, with the flags that make them fast |
+//! | [`dist`] | packs what is shipped |
 //! | [`node`] | builds what a Kubernetes node needs, and makes this machine fit for the shim's tests |
 //! | [`cgroup2`] | runs the shim's tests on virtual machines with cgroup version 2 |
 //! | [`initramfs`] | writes what such a machine starts with |
 //! | [`tools`] | finds or fetches what is not built here: nats-server, wasmtime, a kernel |
 
 mod cgroup2;
+mod dist;
 mod guests;
 mod initramfs;
 mod node;
@@ -47,6 +49,11 @@ Commands:
                         Build, and measure pods with the shim against pods with a native program under runc, as root:
                         how fast they start, what memory they use. Prints tables, writes TARGET/bench/shim.json
                           --rounds N  start so many pods of each kind, in turns [default: 20]
+  dist                  Build static executables without symbols, try them, pack them: for those who run a host, and for
+                        the nodes of a Kubernetes cluster
+                          TARGET/dist/mailroom-VERSION-x86_64-linux.tar.gz
+                          TARGET/dist/mailroom-shim-VERSION-x86_64-linux.tar.gz
+                          TARGET/dist/SHA256SUMS
   help                  Print this
 
 Options of bench, demo, test and test-cgroup2:
@@ -79,6 +86,7 @@ enum Task {
     Demo { keep: bool, nats_server: Option<PathBuf> },
     Test { nats_server: Option<PathBuf>, filters: Vec<OsString> },
     TestCgroup2 { nats_server: Option<PathBuf>, filters: Vec<OsString> },
+    Dist,
     Bench { nats_server: Option<PathBuf>, rounds: u32 },
 }
 
@@ -105,6 +113,7 @@ impl Task {
         }
         let task = match command.to_str() {
             Some("build") if nats_server.is_none() => Self::Build,
+            Some("dist") if nats_server.is_none() => Self::Dist,
             Some("demo") => Self::Demo { keep, nats_server },
             Some("test") => Self::Test { nats_server, filters: std::mem::take(&mut rest) },
             Some("test-cgroup2") => Self::TestCgroup2 { nats_server, filters: std::mem::take(&mut rest) },
@@ -114,7 +123,9 @@ impl Task {
                 Self::Bench { nats_server, rounds }
             }
             Some("help" | "--help" | "-h") => Self::Help,
-            Some("build") => return Err("build takes no options; see `cargo xtask help`".to_owned()),
+            Some("build" | "dist") => {
+                return Err(format!("{} takes no options; see `cargo xtask help`", command.display()));
+            }
             _ => return Err(format!("{}: no such command; see `cargo xtask help`", command.display())),
         };
         let unknown = match &task {
@@ -145,6 +156,7 @@ impl Task {
             Self::Demo { keep, nats_server } => demo(&Workspace::find()?, keep, nats_server),
             Self::Test { nats_server, filters } => test(&Workspace::find()?, nats_server, &filters),
             Self::TestCgroup2 { nats_server, filters } => cgroup2::test(&Workspace::find()?, nats_server, &filters),
+            Self::Dist => dist::dist(&Workspace::find()?),
             Self::Bench { nats_server, rounds } => bench(&Workspace::find()?, nats_server, rounds),
         }
     }
@@ -240,13 +252,15 @@ mod tests {
     fn arguments_mean_what_the_help_says() {
         let path = || Some(PathBuf::from("/n"));
         let filters = |filters: &[&str]| filters.iter().map(OsString::from).collect();
-        let cases: [(&[&str], Option<Task>); 20] = [
+        let cases: [(&[&str], Option<Task>); 22] = [
             (&[], Some(Task::Help)),
             (&["--help"], Some(Task::Help)),
             (&["test", "--help"], Some(Task::Help)),
             (&["build"], Some(Task::Build)),
             (&["build", "x"], None),
             (&["build", "--nats-server", "/n"], None),
+            (&["dist"], Some(Task::Dist)),
+            (&["dist", "--nats-server", "/n"], None),
             (&["demo"], Some(Task::Demo { keep: false, nats_server: None })),
             (&["demo", "--keep", "--nats-server", "/n"], Some(Task::Demo { keep: true, nats_server: path() })),
             (&["demo", "--kep"], None),

@@ -4,17 +4,18 @@
 use crate::step::{self, Result, Workspace};
 use crate::tools;
 use std::ffi::OsString;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 /// An executable that runs anywhere, an empty container included.
-struct Static {
-    package: &'static str,
-    name: &'static str,
+pub struct Static {
+    /// The package that it is built from.
+    pub package: &'static str,
+    /// The file.
+    pub name: &'static str,
 }
 
 /// They lie side by side on a node.
-const SHIM: [Static; 3] = [
+pub const SHIM: [Static; 3] = [
     Static { package: "shim", name: "containerd-shim-mailroom-v1" },
     Static { package: "compiler", name: "mailroom-compiler" },
     Static { package: "pod-host", name: "mailroom-host" },
@@ -48,7 +49,7 @@ const PREFIXES: [&str; 3] = ["/usr", "/usr/local", "/"];
 /// Builds the shim's executables into `TARGET/shim`.
 pub fn build(workspace: &Workspace) -> Result<()> {
     for executable in &SHIM {
-        executable.build(workspace, "shim", "--strip-debug")?;
+        executable.build(workspace, &workspace.target.join("shim"), "--strip-debug")?;
     }
     Ok(())
 }
@@ -85,7 +86,7 @@ pub fn test(workspace: &Workspace, nats_server: &Path, filters: &[OsString]) -> 
 
 /// Builds what the tests put into images.
 pub fn build_sidecar(workspace: &Workspace) -> Result<()> {
-    SIDECAR.build(workspace, "sidecar", "--strip-debug")
+    SIDECAR.build(workspace, &workspace.target.join("sidecar"), "--strip-debug")
 }
 
 /// Builds the tests of the shim under a containerd, as [`test`] does, and says where their executable is.
@@ -111,7 +112,7 @@ pub fn places(workspace: &Workspace, nats_server: &Path) -> [(&'static str, Path
 pub fn bench(workspace: &Workspace, nats_server: &Path, rounds: u32) -> Result<()> {
     build(workspace)?;
     build_sidecar(workspace)?;
-    NATIVE.build(workspace, "native", "--strip-all")?;
+    NATIVE.build(workspace, &workspace.target.join("native"), "--strip-all")?;
     let bins = ["build", "--release", "--package", "shim", "--package", TESTS, "--bins"];
     step::run("build the benchmark", workspace.cargo(&bins))?;
     let mut bench = workspace.command(workspace.target.join("release/bench-shim"));
@@ -129,15 +130,14 @@ pub fn strip(workspace: &Workspace, what: &str, from: &Path, to: &Path) -> Resul
 }
 
 impl Static {
-    /// Builds it, by itself: built together, the packages would share the features of their dependencies, and the
-    /// pods' host would have a compiler in it.
-    fn build(&self, workspace: &Workspace, folder: &str, strip_what: &str) -> Result<()> {
+    /// Builds it into `folder`, without the symbols that strip(1) takes out with `strip_what`. By itself: built together,
+    /// the packages would share the features of their dependencies, and the pods' host would have a compiler in it.
+    pub fn build(&self, workspace: &Workspace, folder: &Path, strip_what: &str) -> Result<()> {
         let Self { package, name } = self;
         let mut cargo = workspace.cargo(&["rustc", "--release", "--package", package, "--bin", name]);
         cargo.args(["--", "-C", "target-feature=+crt-static"]);
         step::run(&format!("build {name}"), cargo)?;
-        let folder = workspace.target.join(folder);
-        fs::create_dir_all(&folder).map_err(|err| format!("create {}: {err}", folder.display()))?;
+        tools::make_folder(folder)?;
         strip(workspace, strip_what, &workspace.target.join("release").join(name), &folder.join(name))
     }
 }

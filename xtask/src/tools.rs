@@ -267,7 +267,8 @@ fn path_in(variable: &str) -> Option<PathBuf> {
     env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
-fn make_folder(folder: &Path) -> Result<()> {
+/// Makes a folder, with those above it.
+pub fn make_folder(folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).map_err(|err| format!("create {}: {err}", folder.display()))
 }
 
@@ -276,7 +277,7 @@ fn remove_file(file: &Path) -> Result<()> {
 }
 
 /// Removes a folder with all in it; that there is none is fine.
-fn remove(folder: &Path) -> Result<()> {
+pub fn remove(folder: &Path) -> Result<()> {
     match fs::remove_dir_all(folder) {
         Err(err) if err.kind() != std::io::ErrorKind::NotFound => Err(format!("remove {}: {err}", folder.display())),
         _ => Ok(()),

@@ -34,9 +34,17 @@ fn main() -> ExitCode {
 
 fn run() -> Result<()> {
     let folders: Vec<_> = std::env::args_os().skip(1).collect();
-    if folders == ["--engine"] {
-        println!("{}", host::engine_id()?);
-        return Ok(());
+    if let [word] = &folders[..] {
+        let answer = match word.to_str() {
+            Some("--engine") => Some(host::engine_id()?),
+            Some("--version") => Some(format!("mailroom-compiler {}", version::LONG)),
+            Some("-V") => Some(format!("mailroom-compiler {}", version::SHORT)),
+            _ => None,
+        };
+        if let Some(answer) = answer {
+            println!("{answer}");
+            return Ok(());
+        }
     }
     for folder in folders {
         let file = Path::new(&folder).join("cgroup.procs");

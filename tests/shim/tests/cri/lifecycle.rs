@@ -5,6 +5,23 @@ use futures::future::try_join_all;
 use k8s_cri::v1::ContainerState;
 use shim_tests::prelude::*;
 
+/// The executables of a node say which version they are, and that they were built together.
+#[tokio::test]
+async fn the_executables_of_a_node_name_their_version() -> Result<()> {
+    let folder = tools::shim()?;
+    let mut versions = Vec::new();
+    for (file, name) in [
+        ("containerd-shim-mailroom-v1", "containerd-shim-mailroom-v1"),
+        ("mailroom-compiler", "mailroom-compiler"),
+        ("mailroom-host", "host"),
+    ] {
+        let version = command::version(&folder.join(file), name).await?;
+        versions.push(version.trim_start_matches(name).to_owned());
+    }
+    ensure!(versions.iter().all(|version| *version == versions[0]), "{versions:?}");
+    Ok(())
+}
+
 /// A pod that is deleted under load hands back what it has not begun: the next pod does the rest, and every mail has
 /// one verdict.
 #[tokio::test]
