@@ -203,6 +203,8 @@ fn test(workspace: &Workspace, nats_server: Option<PathBuf>, filters: &[OsString
         step::run("check the formatting", workspace.cargo(&["fmt", "--all", "--check"]))?;
         let lint = ["clippy", "--release", "--all-targets", "--", "-D", "warnings"];
         step::run("lint what runs natively", workspace.cargo(&lint))?;
+        let documentation = step::documentation(workspace, &[]);
+        step::run("check the documentation of what runs natively", documentation)?;
         node::lint(workspace)?;
         guests::ensure_targets(workspace)?;
         guests::lint(workspace)?;

@@ -66,12 +66,14 @@ pub fn ensure_packages() -> Result<()> {
 
 /// Lints what is built here only.
 pub fn lint(workspace: &Workspace) -> Result<()> {
+    let packages: Vec<_> = SHIM.iter().chain([&SIDECAR]).map(|executable| executable.package).chain([TESTS]).collect();
     let mut clippy = workspace.cargo(&["clippy", "--release", "--all-targets"]);
-    for package in SHIM.iter().map(|executable| executable.package).chain([SIDECAR.package, TESTS]) {
+    for package in &packages {
         clippy.args(["--package", package]);
     }
     clippy.args(["--", "-D", "warnings"]);
-    step::run("lint the shim and its tests", clippy)
+    step::run("lint the shim and its tests", clippy)?;
+    step::run("check the documentation of the shim and its tests", step::documentation(workspace, &packages))
 }
 
 /// Builds the shim and runs its unit tests, and the tests of it under a containerd; those named in `filters`, if any.
@@ -89,7 +91,7 @@ pub fn build_sidecar(workspace: &Workspace) -> Result<()> {
     SIDECAR.build(workspace, &workspace.target.join("sidecar"), "--strip-debug")
 }
 
-/// Builds the tests of the shim under a containerd, as [`test`] does, and says where their executable is.
+/// Builds the tests of the shim under a containerd, as [`test()`] does, and says where their executable is.
 pub fn build_tests(workspace: &Workspace) -> Result<PathBuf> {
     eprintln!("==> build the tests of the shim");
     let mut build = workspace.cargo(&TEST);
