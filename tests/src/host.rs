@@ -22,6 +22,7 @@ pub struct HostBuilder {
     server: String,
     native: bool,
     under: Vec<OsString>,
+    executable: Option<PathBuf>,
     component: Option<PathBuf>,
     args: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
@@ -37,6 +38,7 @@ impl Host {
             server: server.to_owned(),
             native: false,
             under: Vec::new(),
+            executable: None,
             component: None,
             args: Vec::new(),
             environment: Vec::new(),
@@ -140,6 +142,13 @@ impl HostBuilder {
         self
     }
 
+    /// Starts this executable, one of another build, instead of the usual one.
+    #[must_use]
+    pub fn executable(mut self, file: impl AsRef<Path>) -> Self {
+        self.executable = Some(file.as_ref().to_owned());
+        self
+    }
+
     /// Adds an argument.
     #[must_use]
     pub fn arg(self, arg: impl AsRef<OsStr>) -> Self {
@@ -176,7 +185,8 @@ impl HostBuilder {
     /// # Errors
     /// When the executable or the component is missing.
     pub fn spawn(self) -> Result<Process> {
-        let executable = if self.native { tools::native_handler()? } else { tools::host()? };
+        let usual = || if self.native { tools::native_handler() } else { tools::host() };
+        let executable = self.executable.map_or_else(usual, Ok)?;
         let mut words = self.under.into_iter().chain([executable.into()]);
         let mut command = Command::new(words.next().context("an executable")?);
         command.args(words);

@@ -9,6 +9,7 @@
 //! | [`streams`] | what is stored: verdicts, dead letters, mail |
 //! | [`ImageLayout`] | a container image on disk, checked |
 //! | [`command`] | one-shot commands with a time limit |
+//! | [`report`] | what benchmarks print and write |
 //! | [`page`] | pages of the documentation, and how what they show is run |
 //! | [`http`] | plain requests to the host's admin endpoint and to `wasmtime serve` |
 //!
@@ -23,6 +24,7 @@ mod nats;
 pub mod page;
 mod process;
 mod raw;
+pub mod report;
 pub mod streams;
 pub mod tools;
 mod wait;

@@ -25,6 +25,8 @@ impl RawClient {
         let rest = url.strip_prefix("nats://").context("only nats:// is spoken here")?;
         let (login, address) = rest.split_once('@').unwrap_or(("", rest));
         let connection = TcpStream::connect(address).await.with_context(|| format!("connect to {address}"))?;
+        // Otherwise what is published may wait for the server to confirm what came before.
+        connection.set_nodelay(true)?;
         let mut client = Self { connection: BufReader::new(connection) };
         let mut options = json!({ "verbose": false, "pedantic": false, "headers": true, "no_responders": true });
         if let Some((user, password)) = login.split_once(':') {

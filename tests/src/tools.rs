@@ -38,6 +38,16 @@ pub fn native_handler() -> Result<PathBuf> {
         .with_context(|| format!("{}/release/native-handler is missing; run `cargo xtask build`", target().display()))
 }
 
+/// The same without libraries, for an image or a start that is to be measured: `MAILROOM_TEST_NATIVE_STATIC`, or as
+/// last built.
+///
+/// # Errors
+/// When it has not been built.
+pub fn native_static() -> Result<PathBuf> {
+    given_or("MAILROOM_TEST_NATIVE_STATIC", [target().join("native/native-handler")])?
+        .with_context(|| format!("{}/native/native-handler is missing; run `cargo xtask bench`", target().display()))
+}
+
 /// The `wasmtime` executable for `wasmtime serve`: `MAILROOM_TEST_WASMTIME`, or what `cargo xtask` fetched.
 ///
 /// # Errors
@@ -105,7 +115,7 @@ pub fn cache() -> Option<(&'static str, PathBuf)> {
     Some(("MAILROOM_CACHE", host().ok()?.with_file_name("mailroom-test-cache")))
 }
 
-/// The component `name` (`triage`, `triage-http`, `actor`) under `MAILROOM_TEST_COMPONENTS`, or as last built.
+/// The component `name` (`triage`, `triage-http`, `triage-ordinary`, `actor`) under `MAILROOM_TEST_COMPONENTS`, or as last built.
 ///
 /// # Errors
 /// When it has not been built.

@@ -33,6 +33,7 @@ Commands:
                           TARGET/release/host                 the host
                           TARGET/components/triage.wasm       the mail triage, lean
                           TARGET/components/triage-http.wasm  the same behind HTTP, for `wasmtime serve`
+                          TARGET/components/triage-ordinary.wasm  the same as compilers make it, to be measured
                           TARGET/components/actor.wasm        a guest for the tests, does what the mail says
                           TARGET/shim/                        the three executables of a Kubernetes node
   demo [--keep]         Build, start a private nats-server and a host, publish the sample mails of tests/mails,
@@ -45,6 +46,13 @@ Commands:
                         The tests of the shim on machines with cgroup version 2 alone, which QEMU emulates, and
                         those that need systemd on one where it is the first process: minutes
                           FILTER  only tests with one of these in their name
+  bench [speed] [--rounds N] [--quick | --full] [CASE…]
+                        Build, and measure the host against a native program and against the usual design, in about
+                        6 minutes. Prints tables, writes TARGET/bench/speed.json and the picture TARGET/bench/speed.svg
+                          --rounds N  measure everything so many times, in turns [default: 3]
+                          --quick     one round with a tenth of the messages: whether it works
+                          --full      also a backlog of a million messages
+                          CASE        only these: instances, throughput, latency, cold, memory, scaling
   bench shim [--rounds N]
                         Build, and measure pods with the shim against pods with a native program under runc, as root:
                         how fast they start, what memory they use. Prints tables, writes TARGET/bench/shim.json
@@ -87,13 +95,14 @@ enum Task {
     Test { nats_server: Option<PathBuf>, filters: Vec<OsString> },
     TestCgroup2 { nats_server: Option<PathBuf>, filters: Vec<OsString> },
     Dist,
-    Bench { nats_server: Option<PathBuf>, rounds: u32 },
+    BenchShim { nats_server: Option<PathBuf>, rounds: u32 },
+    BenchSpeed { nats_server: Option<PathBuf>, args: Vec<OsString> },
 }
 
 impl Task {
     fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Self> {
         let Some(command) = args.next() else { return Ok(Self::Help) };
-        let (mut keep, mut nats_server, mut rounds, mut rest) = (false, None, 20, Vec::new());
+        let (mut keep, mut nats_server, mut rounds, mut rest) = (false, None, None, Vec::new());
         while let Some(arg) = args.next() {
             match arg.to_str() {
                 Some("--help" | "-h") => return Ok(Self::Help),
@@ -106,7 +115,8 @@ impl Task {
                 }
                 Some("--rounds") if command == "bench" => {
                     let number = args.next().and_then(|number| number.to_str()?.parse().ok());
-                    rounds = number.filter(|number| (1..=1000).contains(number)).ok_or("--rounds: add 1 to 1000")?;
+                    let number = number.filter(|number| (1..=1000).contains(number));
+                    rounds = Some(number.ok_or("--rounds: add 1 to 1000")?);
                 }
                 _ => rest.push(arg),
             }
@@ -117,11 +127,20 @@ impl Task {
             Some("demo") => Self::Demo { keep, nats_server },
             Some("test") => Self::Test { nats_server, filters: std::mem::take(&mut rest) },
             Some("test-cgroup2") => Self::TestCgroup2 { nats_server, filters: std::mem::take(&mut rest) },
-            Some("bench") => {
-                let what = rest.iter().position(|arg| arg == "shim").ok_or("bench what? there is `bench shim`")?;
-                rest.remove(what);
-                Self::Bench { nats_server, rounds }
-            }
+            Some("bench") => match rest.iter().position(|arg| arg == "shim") {
+                Some(what) => {
+                    rest.remove(what);
+                    Self::BenchShim { nats_server, rounds: rounds.unwrap_or(20) }
+                }
+                None => {
+                    let mut args: Vec<_> = std::mem::take(&mut rest);
+                    args.retain(|arg| arg != "speed");
+                    if let Some(rounds) = rounds {
+                        args.extend(["--rounds".into(), rounds.to_string().into()]);
+                    }
+                    Self::BenchSpeed { nats_server, args }
+                }
+            },
             Some("help" | "--help" | "-h") => Self::Help,
             Some("build" | "dist") => {
                 return Err(format!("{} takes no options; see `cargo xtask help`", command.display()));
@@ -131,6 +150,10 @@ impl Task {
         let unknown = match &task {
             Self::Test { filters, .. } | Self::TestCgroup2 { filters, .. } => {
                 filters.iter().find(|filter| filter.as_encoded_bytes().starts_with(b"-"))
+            }
+            Self::BenchSpeed { args, .. } => {
+                let known = |arg: &OsString| ["--quick", "--full", "--rounds"].iter().any(|known| arg == known);
+                args.iter().find(|arg| arg.as_encoded_bytes().starts_with(b"-") && !known(arg))
             }
             _ => rest.first(),
         };
@@ -157,7 +180,8 @@ impl Task {
             Self::Test { nats_server, filters } => test(&Workspace::find()?, nats_server, &filters),
             Self::TestCgroup2 { nats_server, filters } => cgroup2::test(&Workspace::find()?, nats_server, &filters),
             Self::Dist => dist::dist(&Workspace::find()?),
-            Self::Bench { nats_server, rounds } => bench(&Workspace::find()?, nats_server, rounds),
+            Self::BenchShim { nats_server, rounds } => bench_shim(&Workspace::find()?, nats_server, rounds),
+            Self::BenchSpeed { nats_server, args } => bench_speed(&Workspace::find()?, nats_server, &args),
         }
     }
 }
@@ -219,7 +243,20 @@ fn test(workspace: &Workspace, nats_server: Option<PathBuf>, filters: &[OsString
     if root { node::test(workspace, &nats_server, filters) } else { Ok(()) }
 }
 
-fn bench(workspace: &Workspace, nats_server: Option<PathBuf>, rounds: u32) -> Result<()> {
+fn bench_speed(workspace: &Workspace, nats_server: Option<PathBuf>, args: &[OsString]) -> Result<()> {
+    let nats_server = tools::nats_server(workspace, nats_server)?;
+    // First, since they leave their executables where those of the usual build belong.
+    node::build_static(workspace)?;
+    build(workspace)?;
+    let mut bench = workspace.command(workspace.target.join("release/bench"));
+    bench.envs(places(workspace)).envs(node::places(workspace, &nats_server)).args(args);
+    for (flag, file) in [("--json", "bench/speed.json"), ("--svg", "bench/speed.svg")] {
+        bench.arg(flag).arg(workspace.target.join(file));
+    }
+    step::run("measure the host", bench)
+}
+
+fn bench_shim(workspace: &Workspace, nats_server: Option<PathBuf>, rounds: u32) -> Result<()> {
     if !tools::is_root()? {
         return Err("the shim is measured in containers, which takes root".to_owned());
     }
@@ -254,7 +291,7 @@ mod tests {
     fn arguments_mean_what_the_help_says() {
         let path = || Some(PathBuf::from("/n"));
         let filters = |filters: &[&str]| filters.iter().map(OsString::from).collect();
-        let cases: [(&[&str], Option<Task>); 22] = [
+        let cases: [(&[&str], Option<Task>); 25] = [
             (&[], Some(Task::Help)),
             (&["--help"], Some(Task::Help)),
             (&["test", "--help"], Some(Task::Help)),
@@ -274,12 +311,18 @@ mod tests {
             (&["test", "--keep"], None),
             (&["test-cgroup2", "a"], Some(Task::TestCgroup2 { nats_server: None, filters: filters(&["a"]) })),
             (&["test-cgroup2", "--keep"], None),
-            (&["bench", "shim"], Some(Task::Bench { nats_server: None, rounds: 20 })),
+            (&["bench", "shim"], Some(Task::BenchShim { nats_server: None, rounds: 20 })),
             (
                 &["bench", "--rounds", "3", "shim", "--nats-server", "/n"],
-                Some(Task::Bench { nats_server: path(), rounds: 3 }),
+                Some(Task::BenchShim { nats_server: path(), rounds: 3 }),
             ),
-            (&["bench"], None),
+            (&["bench"], Some(Task::BenchSpeed { nats_server: None, args: vec![] })),
+            (
+                &["bench", "speed", "cold", "--rounds", "5", "--quick"],
+                Some(Task::BenchSpeed { nats_server: None, args: filters(&["cold", "--quick", "--rounds", "5"]) }),
+            ),
+            (&["bench", "--quik"], None),
+            (&["bench", "shim", "--quick"], None),
             (&["bench", "shim", "--rounds", "0"], None),
             (&["test", "--nats-server"], None),
             (&["tset"], None),

@@ -18,13 +18,16 @@ pub struct Static {
 pub const SHIM: [Static; 3] = [
     Static { package: "shim", name: "containerd-shim-mailroom-v1" },
     Static { package: "compiler", name: "mailroom-compiler" },
-    Static { package: "pod-host", name: "mailroom-host" },
+    POD_HOST,
 ];
+
+/// What the shim puts into pods.
+const POD_HOST: Static = Static { package: "pod-host", name: "mailroom-host" };
 
 /// What the tests put into images.
 const SIDECAR: Static = Static { package: "sidecar", name: "sidecar" };
 
-/// What the shim is measured against, for an image of its own.
+/// What the host and the shim are measured against.
 const NATIVE: Static = Static { package: "native-handler", name: "native-handler" };
 
 /// The package of the shim's tests under a containerd.
@@ -52,6 +55,12 @@ pub fn build(workspace: &Workspace) -> Result<()> {
         executable.build(workspace, &workspace.target.join("shim"), "--strip-debug")?;
     }
     Ok(())
+}
+
+/// Builds the hosts without libraries, with a native function and with a component, that are measured.
+pub fn build_static(workspace: &Workspace) -> Result<()> {
+    POD_HOST.build(workspace, &workspace.target.join("shim"), "--strip-debug")?;
+    NATIVE.build(workspace, &workspace.target.join("native"), "--strip-all")
 }
 
 /// Sees to it that this machine can be a node and build the tests of one.
@@ -119,7 +128,6 @@ pub fn bench(workspace: &Workspace, nats_server: &Path, rounds: u32) -> Result<(
     step::run("build the benchmark", workspace.cargo(&bins))?;
     let mut bench = workspace.command(workspace.target.join("release/bench-shim"));
     bench.envs(crate::places(workspace)).envs(places(workspace, nats_server));
-    bench.env("MAILROOM_TEST_NATIVE_HANDLER", workspace.target.join("native").join(NATIVE.name));
     bench.args(["--rounds", &rounds.to_string(), "--json"]).arg(workspace.target.join("bench/shim.json"));
     step::run("measure pods", bench)
 }

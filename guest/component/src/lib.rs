@@ -2,6 +2,7 @@
 //!
 //! It is built for `wasm32-unknown-unknown`, so that nothing of WASI is imported that it does not use: its only
 //! import is `wasi:config/store`, for the rules that the operator changed. The decisions are in the crate `guest`.
+//! Built for `wasm32-wasip2` it is an ordinary component, with the standard library's allocator.
 #![expect(missing_docs, reason = "the generated bindings have no documentation of their own")]
 
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]

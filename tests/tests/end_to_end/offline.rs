@@ -285,6 +285,20 @@ async fn configuration_changes_the_verdict() -> Result<()> {
     Ok(())
 }
 
+/// The triage that benchmarks run as an ordinary component decides as the lean one does.
+#[tokio::test]
+async fn the_ordinary_build_gives_the_same_verdicts() -> Result<()> {
+    let mut printed = Vec::new();
+    for name in ["triage", "triage-ordinary"] {
+        let mut args = vec!["triage".into(), tools::component(name)?.into_os_string()];
+        args.extend(tools::mails()?.into_iter().map(|mail| mail.into_os_string()));
+        printed.push(json_lines(&command::host(args).await?.stdout)?);
+    }
+    ensure!(printed[0].len() > 30, "hardly any verdicts: {printed:?}");
+    assert_eq!(printed[0], printed[1]);
+    Ok(())
+}
+
 /// An ordinary guest, built with the standard library, runs as it is.
 #[tokio::test]
 async fn an_ordinary_guest_runs() -> Result<()> {

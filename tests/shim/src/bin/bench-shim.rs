@@ -11,9 +11,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 use tests::bed::{Bed, SOON};
+use tests::report::{Memory, about, compared, median, table, turns, write_json};
 use tests::{Settings, asked_to_stop, command, http, streams, tools};
 use tokio::time::{sleep, timeout};
 
@@ -93,7 +94,7 @@ async fn run(rounds: &str, file: &Path) -> Result<()> {
 
     let mut starts: BTreeMap<&str, Vec<Start>> = BTreeMap::new();
     for round in 0..=rounds {
-        for variant in turns(round) {
+        for variant in turns(&VARIANTS, round) {
             let start = bench.start(variant).await.with_context(|| format!("start a pod: {}", variant.name))?;
             // The first round finds cold caches, and no component compiled.
             if round > 0 {
@@ -111,7 +112,7 @@ async fn run(rounds: &str, file: &Path) -> Result<()> {
     bench.node.finish().await?;
 
     println!("{}\n{}", times(rounds, &starts), memory(&uses, &images));
-    let about = about();
+    let about = about(&["containerd", "runc", "crun"]);
     for (name, value) in &about {
         println!("{name}: {value}");
     }
@@ -123,26 +124,14 @@ async fn run(rounds: &str, file: &Path) -> Result<()> {
         (variant.key.to_owned(), kind)
     });
     let report = json!({ "about": about, "kinds": kinds.collect::<BTreeMap<_, _>>() });
-    if let Some(folder) = file.parent() {
-        fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
-    }
-    fs::write(file, format!("{report:#}\n")).with_context(|| format!("write {}", file.display()))?;
+    write_json(file, &report)?;
     println!("all of it: {}", file.display());
     Ok(())
 }
 
-/// The kinds in another order each round: in as many rounds as there are kinds, each comes once after every other, for
-/// what the one before left to be tidied costs the next one time.
-fn turns(round: usize) -> impl Iterator<Item = &'static Variant> {
-    // 0, 1, last, 2, last but one, …
-    let count = VARIANTS.len();
-    let places = (0..count).map(move |place| if place % 2 == 1 { place.div_ceil(2) } else { count - place / 2 });
-    places.map(move |place| &VARIANTS[(place + round) % count])
-}
-
 /// Makes the images and gives them to the node; returns their sizes in bytes, compressed as in a registry.
 async fn images(node: &Node) -> Result<BTreeMap<&'static str, usize>> {
-    let native = fs::read(tools::native_handler()?).context("read the native handler")?;
+    let native = fs::read(tools::native_static()?).context("read the native handler")?;
     let native = Image::scratch(NATIVE, &["/native-handler"]).file("/native-handler", native).compressed();
     let native_bytes = archive(std::slice::from_ref(&native))?.len();
     node.import(&[native]).await?;
@@ -185,13 +174,6 @@ struct Start {
 struct Use {
     idle: [Memory; 3],
     loaded: [Memory; 3],
-}
-
-#[derive(Clone, Copy)]
-struct Memory {
-    pss: u64,
-    anonymous: u64,
-    file: u64,
 }
 
 impl Bench {
@@ -305,22 +287,6 @@ async fn until_ready(address: &str) -> Result<()> {
     timeout(DEADLINE, ready).await.context("the pod is not ready")
 }
 
-impl Memory {
-    fn of(pid: u32) -> Result<Self> {
-        let file = format!("/proc/{pid}/smaps_rollup");
-        let text = fs::read_to_string(&file).with_context(|| format!("read {file}"))?;
-        let kib = |name: &str| {
-            let value = text.lines().find_map(|line| line.strip_prefix(name)?.trim().strip_suffix(" kB")?.parse().ok());
-            value.with_context(|| format!("no {name} in {file}"))
-        };
-        Ok(Self { pss: kib("Pss:")?, anonymous: kib("Pss_Anon:")?, file: kib("Pss_File:")? })
-    }
-
-    fn json(&self) -> Value {
-        json!({ "pss_kib": self.pss, "anonymous_kib": self.anonymous, "file_kib": self.file })
-    }
-}
-
 impl Start {
     /// What the table shows.
     fn shown(&self) -> [Duration; 3] {
@@ -340,7 +306,8 @@ impl Start {
 
 impl Use {
     fn json(&self) -> Value {
-        let parts = |[shim, pause, container]: &[Memory; 3]| json!({ "shim": shim.json(), "pause": pause.json(), "container": container.json() });
+        let parts =
+            |[shim, pause, container]: &[Memory; 3]| json!({ "shim": shim, "pause": pause, "container": container });
         json!({ "idle": parts(&self.idle), "loaded": parts(&self.loaded) })
     }
 }
@@ -382,7 +349,7 @@ fn memory(uses: &BTreeMap<&str, Vec<Use>>, images: &BTreeMap<&str, usize>) -> St
         let of = |of: &dyn Fn(&Use) -> u64| (medians(variant.key, of), medians(VARIANTS[0].key, of));
         let mut row = vec![variant.name.to_owned()];
         for part in 0..3 {
-            let (kib, _) = of(&|used| used.idle[part].pss);
+            let (kib, _) = of(&|used| used.idle[part].pss_kib);
             row.push(format!("{:.1} MiB", kib / 1024.0));
         }
         for sum in [&(|used: &Use| sum(&used.idle)) as &dyn Fn(&Use) -> u64, &|used| sum(&used.loaded)] {
@@ -396,67 +363,5 @@ fn memory(uses: &BTreeMap<&str, Vec<Use>>, images: &BTreeMap<&str, usize>) -> St
 }
 
 fn sum(parts: &[Memory; 3]) -> u64 {
-    parts.iter().map(|part| part.pss).sum()
-}
-
-/// A value and its ratio to the first variant's.
-fn compared(value: f64, first: f64, scale: f64, unit: &str) -> [String; 2] {
-    [format!("{:.1} {unit}", scale * value), format!("{:.2}", value / first)]
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    match values.len() {
-        0 => f64::NAN,
-        count => (values[(count - 1) / 2] + values[count / 2]) / 2.0,
-    }
-}
-
-/// Aligned columns: the first to the left, the others to the right. Heads may have two lines.
-fn table(heads: &[&str], rows: &[Vec<String>]) -> String {
-    let line =
-        |number: usize| heads.iter().map(|head| head.lines().nth(number).unwrap_or_default().to_owned()).collect();
-    let lines: Vec<Vec<String>> = [line(0), line(1)].into_iter().chain(rows.iter().cloned()).collect();
-    let width = |column: usize| lines.iter().map(|line: &Vec<String>| line[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..heads.len()).map(width).collect();
-    let mut text = String::new();
-    for line in &lines {
-        let cells = line.iter().zip(&widths).enumerate().map(|(column, (cell, &width))| match column {
-            0 => format!("{cell:width$}"),
-            _ => format!("{cell:>width$}"),
-        });
-        text += cells.collect::<Vec<_>>().join("  ").trim_end();
-        text.push('\n');
-    }
-    text
-}
-
-/// What was measured, and on what.
-fn about() -> BTreeMap<&'static str, String> {
-    let first_line = |program: &str, args: &[&str]| {
-        let output = Command::new(program).args(args).output().ok()?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        Some(text.lines().next()?.trim().to_owned())
-    };
-    let installed = |name: &str, arg: &str| {
-        let path = tools::installed(name, name).ok()?;
-        first_line(&path.to_string_lossy(), &[arg])
-    };
-    let processors = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = processors.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").ok();
-    let nats = tools::nats_server().ok().and_then(|path| first_line(&path.to_string_lossy(), &["--version"]));
-    let nats = nats.map(|line| line.trim_start_matches("nats-server: ").to_owned());
-    let unknown = || "unknown".to_owned();
-    BTreeMap::from([
-        ("cores", std::thread::available_parallelism().map_or_else(|_| unknown(), |cores| cores.to_string())),
-        ("processor", model.map_or_else(unknown, |(_, model)| model.to_owned())),
-        ("kernel", kernel.map_or_else(unknown, |kernel| kernel.trim().to_owned())),
-        ("containerd", installed("containerd", "--version").unwrap_or_else(unknown)),
-        ("runc", installed("runc", "--version").unwrap_or_else(unknown)),
-        ("crun", installed("crun", "--version").unwrap_or_else(unknown)),
-        ("nats-server", nats.unwrap_or_else(unknown)),
-        ("commit", first_line("git", &["describe", "--always", "--dirty"]).unwrap_or_else(unknown)),
-    ])
+    parts.iter().map(|part| part.pss_kib).sum()
 }

@@ -1,0 +1,243 @@
+//! Ways to have a message triaged in this process, without NATS: a fresh instance as the host makes it, and what one
+//! would do instead.
+
+use anyhow::Result;
+use futures::executor::block_on;
+use host::handler::{Handler as _, Run};
+use host::native::{Message, Verdict};
+use host::pool::{Guest, Limits};
+use host::{Configuration, from_bytes};
+use std::fs;
+use std::hint::black_box;
+use std::path::Path;
+use std::sync::{Arc, Barrier};
+use std::thread;
+use std::time::Duration;
+use tests::tools;
+use wasmtime::component::{HasSelf, Linker, ResourceTable};
+use wasmtime::{Engine, InstanceAllocationStrategy, PoolingAllocationConfig, Store};
+use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+
+mod bindings {
+    #![allow(missing_docs, clippy::all, reason = "generated from wit/, which carries the documentation")]
+
+    wasmtime::component::bindgen!({ path: "../../wit", world: "triage", exports: { default: async } });
+}
+
+/// Instances that may live at a time. Two threads use two; hosts have 64 a core.
+const SLOTS: u32 = 128;
+
+/// The bounds of the host's defaults.
+const LIMITS: Limits = Limits {
+    slots: SLOTS,
+    memory_max_bytes: 64 << 20,
+    deadline: Duration::from_secs(1),
+    output_max_bytes: 64 << 10,
+    host_calls_max: 100_000,
+};
+
+/// A way to have a message triaged.
+pub struct Contestant {
+    /// Names it in files.
+    pub key: &'static str,
+    /// Names it in tables.
+    pub name: &'static str,
+    /// Whether the message matters to it.
+    pub takes_message: bool,
+    prepare: Box<dyn Fn() -> Result<Work> + Send + Sync>,
+}
+
+/// What a thread does with each message.
+pub type Work = Box<dyn FnMut(&Arc<Message>)>;
+
+impl Contestant {
+    /// Makes what one thread needs.
+    ///
+    /// # Errors
+    /// The component does not load.
+    pub fn prepare(&self) -> Result<Work> {
+        (self.prepare)()
+    }
+
+    /// CPU time of the calling thread, user and system, for one message each on `threads` threads that work at the
+    /// same time, in µs: the mean over `count` messages and all threads.
+    ///
+    /// # Errors
+    /// As [`Contestant::prepare`].
+    pub fn cpu_us(&self, threads: usize, message: &Arc<Message>, count: u32) -> Result<f64> {
+        let barrier = Barrier::new(threads);
+        let spent = thread::scope(|scope| {
+            let work = || {
+                let prepared = self.prepare();
+                barrier.wait();
+                let mut work = prepared?;
+                for _ in 0..count / 10 {
+                    work(message);
+                }
+                barrier.wait();
+                let before = cpu_time();
+                for _ in 0..count {
+                    work(message);
+                }
+                anyhow::Ok(cpu_time() - before)
+            };
+            let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+            threads.into_iter().map(|thread| thread.join().expect("it does not panic")).sum::<Result<Duration>>()
+        })?;
+        Ok(spent.as_secs_f64() * 1e6 / f64::from(count) / threads as f64)
+    }
+}
+
+fn cpu_time() -> Duration {
+    Duration::try_from(rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime)).unwrap_or_default()
+}
+
+/// All of them. The first is the native function, the second what the host does.
+///
+/// # Errors
+/// A component is missing or does not load.
+pub fn contestants() -> Result<Vec<Contestant>> {
+    let lean = tools::component("triage")?;
+    let ordinary = tools::component("triage-ordinary")?;
+    let ours = host::pool::engine(&mut LIMITS.clone(), SLOTS)?;
+    let default_pool = engine(InstanceAllocationStrategy::Pooling(default_pool()))?;
+    let on_demand = engine(InstanceAllocationStrategy::OnDemand)?;
+    let guest = |engine: &Engine, path: &Path| -> Result<Arc<Guest>> {
+        let loaded = from_bytes(engine, path, &fs::read(path)?)?;
+        Ok(Arc::new(Guest::new(engine, loaded, Configuration::default(), LIMITS)?))
+    };
+    let fresh = |key, name, guest: Arc<Guest>| Contestant {
+        key,
+        name,
+        takes_message: true,
+        prepare: Box::new(move || {
+            let guest = guest.clone();
+            Ok(Box::new(move |message| drop(black_box(verdict(block_on(guest.triage(message.clone())))))))
+        }),
+    };
+    let empty = |key, name, guest: Arc<Guest>| Contestant {
+        key,
+        name,
+        takes_message: false,
+        prepare: Box::new(move || {
+            let guest = guest.clone();
+            Ok(Box::new(move |_| block_on(guest.try_out()).expect("an instance")))
+        }),
+    };
+    let (our_guest, default_guest, on_demand_guest) =
+        (guest(&ours, &lean)?, guest(&default_pool, &lean)?, guest(&on_demand, &lean)?);
+    let reused = Arc::new(Reusable::new(&ours, &ordinary)?);
+    Ok(vec![
+        Contestant {
+            key: "native",
+            name: "native function",
+            takes_message: true,
+            prepare: Box::new(|| {
+                let rules = guest::Rules::from_config([("", ""); 0]).map_err(anyhow::Error::msg)?;
+                Ok(Box::new(move |message| drop(black_box(guest::triage(&message.data, &rules)))))
+            }),
+        },
+        fresh("fresh", "fresh instance: the host", our_guest.clone()),
+        Contestant {
+            key: "reused",
+            name: "the same instance for all",
+            takes_message: true,
+            prepare: Box::new(move || reused.instance()),
+        },
+        fresh("fresh-ordinary", "fresh, ordinary guest", guest(&ours, &ordinary)?),
+        fresh("default-pool", "fresh, default pool", default_guest.clone()),
+        fresh("on-demand", "fresh, on demand", on_demand_guest.clone()),
+        fresh("default-pool-ordinary", "fresh, default pool, ordinary guest", guest(&default_pool, &ordinary)?),
+        empty("instance", "instance alone: the host", our_guest),
+        empty("instance-default-pool", "instance alone, default pool", default_guest),
+        empty("instance-on-demand", "instance alone, on demand", on_demand_guest),
+    ])
+}
+
+/// A message with this mail.
+pub fn message(mail: Vec<u8>) -> Arc<Message> {
+    Arc::new(Message {
+        id: "MAIL:1790230470:triage:100".to_owned(),
+        subject: "mail.bench".to_owned(),
+        headers: Vec::new(),
+        time: 1_790_230_470_084,
+        attempt: 1,
+        data: mail,
+    })
+}
+
+fn verdict(run: Run) -> Verdict {
+    run.outcome.expect("a verdict")
+}
+
+/// The host's engine but for where instances live.
+fn engine(strategy: InstanceAllocationStrategy) -> Result<Engine> {
+    let mut config = host::pool::config();
+    config.allocation_strategy(strategy);
+    Ok(Engine::new(&config)?)
+}
+
+/// As it comes, but for room for the components.
+fn default_pool() -> PoolingAllocationConfig {
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_component_instances(SLOTS).total_core_instances(8 * SLOTS).total_memories(SLOTS).total_tables(4 * SLOTS);
+    pool.max_memory_size(LIMITS.memory_max_bytes);
+    pool
+}
+
+/// A component whose instances are used again. It is the ordinary one, whose allocator frees.
+struct Reusable {
+    engine: Engine,
+    pre: bindings::TriagePre<State>,
+}
+
+struct State {
+    wasi: WasiCtx,
+    table: ResourceTable,
+}
+
+impl Reusable {
+    fn new(engine: &Engine, path: &Path) -> Result<Self> {
+        let component = from_bytes(engine, path, &fs::read(path)?)?.component;
+        let mut linker = Linker::new(engine);
+        wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+        bindings::wasi::config::store::add_to_linker::<State, HasSelf<State>>(&mut linker, |state| state)?;
+        let pre = bindings::TriagePre::new(linker.instantiate_pre(&component)?)?;
+        Ok(Self { engine: engine.clone(), pre })
+    }
+
+    fn instance(&self) -> Result<Work> {
+        let wasi = WasiCtx::builder().build();
+        let mut store = Store::new(&self.engine, State { wasi, table: ResourceTable::new() });
+        store.set_epoch_deadline(u64::MAX / 2);
+        let instance = block_on(self.pre.instantiate_async(&mut store))?;
+        Ok(Box::new(move |message| {
+            let message = bindings::mailroom::triage::types::Message {
+                id: message.id.clone(),
+                subject: message.subject.clone(),
+                headers: message.headers.clone(),
+                time: message.time,
+                attempt: message.attempt,
+                data: message.data.clone(),
+            };
+            let answer = block_on(instance.mailroom_triage_handler().call_triage(&mut store, &message));
+            drop(black_box(answer.expect("it does not trap").expect("a verdict")));
+        }))
+    }
+}
+
+impl WasiView for State {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+impl bindings::wasi::config::store::Host for State {
+    fn get(&mut self, _: String) -> Result<Option<String>, bindings::wasi::config::store::Error> {
+        Ok(None)
+    }
+
+    fn get_all(&mut self) -> Result<Vec<(String, String)>, bindings::wasi::config::store::Error> {
+        Ok(Vec::new())
+    }
+}

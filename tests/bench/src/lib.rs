@@ -1,0 +1,3 @@
+//! What the benchmark of instances and its criterion bench both measure.
+
+pub mod contestants;
