@@ -1,7 +1,7 @@
 //! What the figures should be, as ratios to the alternative that was measured in the same run.
 
-use serde_json::{Value, json};
 use ::tests::report::table;
+use serde_json::{Value, json};
 
 /// A figure and its bound.
 struct Target {
