@@ -6,8 +6,8 @@ use std::fmt::Write as _;
 const WIDTH: f64 = 760.0;
 /// Where bars begin, to the right of their names.
 const LEFT: f64 = 230.0;
-/// What is left for a number to the right of the longest bar.
-const RIGHT: f64 = 110.0;
+/// What is left for a number to the right of the longest bar; three of them need half as much again.
+const RIGHT: f64 = 120.0;
 const LINE: f64 = 22.0;
 
 const STYLE: &str = "text{font:13px sans-serif;fill:#222}.head{font-weight:bold}.bar{fill:#4878a8}.first{fill:#888}\
@@ -64,7 +64,7 @@ impl Picture {
             entries(variants).filter_map(|(name, class, value)| Some((name, class, of(value)?))).collect();
         let least = all.iter().map(|(_, _, [p50, ..])| *p50).fold(f64::INFINITY, f64::min) / 1.5;
         let most = all.iter().map(|(_, _, [.., p999])| *p999).fold(0.0, f64::max);
-        let x = |value: f64| LEFT + (WIDTH - LEFT - RIGHT - 60.0) * (value / least).ln() / (most / least).ln();
+        let x = |value: f64| LEFT + (WIDTH - LEFT - 1.5 * RIGHT) * (value / least).ln() / (most / least).ln();
         self.head(title, all.is_empty());
         for (name, class, values) in all {
             let y = self.y - 4.0;
