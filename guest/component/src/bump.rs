@@ -53,6 +53,7 @@ impl Bump {
 
     /// The first address behind the program's own data.
     fn heap_base() -> usize {
+        // SAFETY: the linker defines it, for every program, and only its address is taken.
         unsafe extern "C" {
             static __heap_base: u8;
         }
