@@ -126,7 +126,8 @@ pub fn contestants() -> Result<Vec<Contestant>> {
     };
     let (our_guest, default_guest, on_demand_guest) =
         (guest(&ours, &lean)?, guest(&default_pool, &lean)?, guest(&on_demand, &lean)?);
-    let reused = Arc::new(Reusable::new(&ours, &ordinary)?);
+    let reused = Arc::new(Bare::new(&ours, &ordinary)?);
+    let bare = Arc::new(Bare::new(&ours, &lean)?);
     Ok(vec![
         Contestant {
             key: "native",
@@ -142,13 +143,22 @@ pub fn contestants() -> Result<Vec<Contestant>> {
             key: "reused",
             name: "the same instance for all",
             takes_message: true,
-            prepare: Box::new(move || reused.instance()),
+            prepare: Box::new(move || reused.reuse()),
         },
         fresh("fresh-ordinary", "fresh, ordinary guest", guest(&ours, &ordinary)?),
         fresh("default-pool", "fresh, default pool", default_guest.clone()),
         fresh("on-demand", "fresh, on demand", on_demand_guest.clone()),
         fresh("default-pool-ordinary", "fresh, default pool, ordinary guest", guest(&default_pool, &ordinary)?),
         empty("instance", "instance alone: the host", our_guest),
+        Contestant {
+            key: "instance-bare",
+            name: "instance alone, nothing but wasmtime",
+            takes_message: false,
+            prepare: Box::new(move || {
+                let bare = bare.clone();
+                Ok(Box::new(move |_| drop(bare.instance().expect("an instance"))))
+            }),
+        },
         empty("instance-default-pool", "instance alone, default pool", default_guest),
         empty("instance-on-demand", "instance alone, on demand", on_demand_guest),
     ])
@@ -185,18 +195,18 @@ fn default_pool() -> PoolingAllocationConfig {
     pool
 }
 
-/// A component whose instances are used again. It is the ordinary one, whose allocator frees.
-struct Reusable {
+/// A component under wasmtime and nothing else: no deadline, no limit on memory, no account of what it does.
+struct Bare {
     engine: Engine,
     pre: bindings::TriagePre<State>,
 }
 
+#[derive(Default)]
 struct State {
-    wasi: WasiCtx,
-    table: ResourceTable,
+    wasi: Option<(WasiCtx, ResourceTable)>,
 }
 
-impl Reusable {
+impl Bare {
     fn new(engine: &Engine, path: &Path) -> Result<Self> {
         let component = from_bytes(engine, path, &fs::read(path)?)?.component;
         let mut linker = Linker::new(engine);
@@ -206,11 +216,16 @@ impl Reusable {
         Ok(Self { engine: engine.clone(), pre })
     }
 
-    fn instance(&self) -> Result<Work> {
-        let wasi = WasiCtx::builder().build();
-        let mut store = Store::new(&self.engine, State { wasi, table: ResourceTable::new() });
+    fn instance(&self) -> Result<(Store<State>, bindings::Triage)> {
+        let mut store = Store::new(&self.engine, State::default());
         store.set_epoch_deadline(u64::MAX / 2);
         let instance = block_on(self.pre.instantiate_async(&mut store))?;
+        Ok((store, instance))
+    }
+
+    /// One instance for all messages. The component has to be the ordinary one, whose allocator frees.
+    fn reuse(&self) -> Result<Work> {
+        let (mut store, instance) = self.instance()?;
         Ok(Box::new(move |message| {
             let message = bindings::mailroom::triage::types::Message {
                 id: message.id.clone(),
@@ -228,7 +243,8 @@ impl Reusable {
 
 impl WasiView for State {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+        let (ctx, table) = self.wasi.get_or_insert_with(|| (WasiCtx::builder().build(), ResourceTable::new()));
+        WasiCtxView { ctx, table }
     }
 }
 
