@@ -450,6 +450,12 @@ impl<H: Handler> Shard<'_, H> {
             }
         };
 
+        // While this host stood still, another may have come to a verdict where this one's run failed.
+        let may_be_elsewhere = delivery.arrived.elapsed() > self.half_ack_wait;
+        if may_be_elsewhere && matches!(settlement, Settlement::Dead(..)) && self.has_verdict(&delivery.message).await {
+            return self.acknowledge(&delivery, AckKind::Ack, "duplicate", "").await;
+        }
+
         let started = Instant::now();
         match settlement {
             Settlement::Verdict(verdict) => {

@@ -31,8 +31,12 @@ pub const RAW_HEADERS: &str = "Mailroom-Headers";
 /// How many bytes of a dead letter's payload are the message's header block, where that had no room among the headers.
 pub const HEADERS_BYTES: &str = "Mailroom-Headers-Bytes";
 
-/// Before a sender's header that NATS would act on, or that would pass for the host's word.
+/// Before a sender's header that NATS would act on, or that would pass for the host's word. In the names of NATS, the
+/// hyphen after `Nats` becomes an underline as well: see [`hides_ours`].
 const ORIGINAL: &str = "Mailroom-Original-";
+
+/// The headers of the host's that NATS acts on, or how they begin.
+const ACTED_ON: [&str; 2] = ["Nats-Msg-Id", "Nats-Expected-"];
 
 /// Who published a message, by its subject.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -188,6 +192,7 @@ pub fn senders(headers: &HeaderMap) -> HeaderMap {
     for (name, values) in headers.iter() {
         let text: &str = name.as_ref();
         let own = match text.strip_prefix(ORIGINAL) {
+            Some(own) if begins(own, "Nats_") => own.replacen('_', "-", 1).parse::<HeaderName>().ok(),
             Some(own) => own.parse::<HeaderName>().ok(),
             None => (!is_reserved(text)).then(|| name.clone()),
         };
@@ -201,7 +206,26 @@ pub fn senders(headers: &HeaderMap) -> HeaderMap {
 /// The name that a sender's header keeps in a dead letter: NATS would act on its own names there, and ours speak
 /// for the host alone.
 pub fn kept_name(name: &str) -> String {
-    if is_reserved(name) { format!("{ORIGINAL}{name}") } else { name.to_owned() }
+    match name {
+        _ if begins(name, "Nats-") => format!("{ORIGINAL}{}", name.replacen('-', "_", 1)),
+        _ if is_reserved(name) => format!("{ORIGINAL}{name}"),
+        _ => name.to_owned(),
+    }
+}
+
+/// Whether NATS may overlook what the host tells it, when these headers of a sender are kept among the host's.
+///
+/// Servers look for a header's name anywhere in the block. If they find it first in another name or in a value, they take
+/// it that there is no such header: a message id would not be recognized, an expectation not be checked.
+pub fn hides_ours(senders: &HeaderMap) -> bool {
+    senders
+        .iter()
+        .any(|(name, values)| hides(&kept_name(name.as_ref())) || values.iter().any(|value| hides(value.as_str())))
+}
+
+/// The same of a single text.
+pub fn hides(text: &str) -> bool {
+    ACTED_ON.iter().any(|name| text.contains(name))
 }
 
 fn is_reserved(name: &str) -> bool {
@@ -220,8 +244,8 @@ mod tests {
     fn a_senders_headers_cannot_pass_for_ours() {
         for (name, kept) in [
             ("Subject", "Subject"),
-            ("Nats-Msg-Id", "Mailroom-Original-Nats-Msg-Id"),
-            ("nats-rollup", "Mailroom-Original-nats-rollup"),
+            ("Nats-Msg-Id", "Mailroom-Original-Nats_Msg-Id"),
+            ("nats-rollup", "Mailroom-Original-nats_rollup"),
             ("Mailroom-Id", "Mailroom-Original-Mailroom-Id"),
             ("Natsy", "Natsy"),
             ("é", "é"),
@@ -235,7 +259,7 @@ mod tests {
         let mut sent = HeaderMap::new();
         sent.append("X-Tag", "one");
         sent.append("X-Tag", "two");
-        for name in ["Nats-Msg-Id", "nats-rollup", "Mailroom-Id", "mailroom-original-x", "Mailroom-Headers"] {
+        for name in ["Nats-Msg-Id", "nats-rollup", "Nats_X", "Mailroom-Id", "mailroom-original-x", "Mailroom-Headers"] {
             sent.append(name, "the sender's");
         }
         let mut letter = HeaderMap::new();
@@ -253,6 +277,25 @@ mod tests {
         let new = new_headers(&senders(&letter));
         assert_eq!(new.get(ID).map(HeaderValue::as_str), Some("the sender's"));
         assert!(new.get("Nats-Msg-Id").is_none() && new.get("nats-rollup").is_none());
+    }
+
+    #[test]
+    fn what_hides_our_headers_is_found() {
+        for (name, value, expected) in [
+            ("Subject", "Nats and other networks", false),
+            ("Nats-Msg-Id", "1", false),
+            ("nats-msg-id", "1", false),
+            ("Nats_Msg-Id", "1", false),
+            ("X-Nats-Msg-Id", "1", true),
+            ("Nats-Nats-Msg-Id", "1", true),
+            ("Mailroom-Nats-Expected-Stream", "1", true),
+            ("Subject", "what is Nats-Msg-Id: 1 for?", true),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert("A", "b");
+            headers.insert(name, value);
+            assert_eq!(hides_ours(&headers), expected, "{name}: {value}");
+        }
     }
 
     #[test]

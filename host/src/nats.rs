@@ -21,6 +21,9 @@ use std::time::{Duration, Instant};
 
 /// How long one attempt to reach one server may take, TLS and authentication included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Silence after which the server is asked for a sign of life. When the third time comes without one, after 15 s, the
+/// connection is given up: a network that is cut ends none by itself.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// The longest pause between two attempts to reconnect.
 const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(5);
 /// The pause after the first attempt that failed on every server; it doubles from there.
@@ -361,6 +364,7 @@ impl Nats {
         })
         .name(name)
         .connection_timeout(CONNECT_TIMEOUT)
+        .ping_interval(PING_INTERVAL)
         .client_capacity(CLIENT_CAPACITY)
         .subscription_capacity(SUBSCRIPTION_CAPACITY)
         .skip_subject_validation(true)

@@ -4,7 +4,8 @@
 use crate::header_block::{block_bytes, block_of};
 use crate::interface::Verdict;
 use crate::letter::{
-    COMPONENT, DELIVERIES, DETAIL, HEADERS_BYTES, ID, RAW_HEADERS, REASON, STORED, SUBJECT, kept_name,
+    COMPONENT, DELIVERIES, DETAIL, HEADERS_BYTES, ID, RAW_HEADERS, REASON, STORED, SUBJECT, hides, hides_ours,
+    kept_name,
 };
 use crate::names::Names;
 use crate::settle::DeadReason;
@@ -82,6 +83,7 @@ impl Sink {
                 if name.eq_ignore_ascii_case(trace)
                     && value.len() <= TRACE_MAX_BYTES
                     && let Ok(value) = std::str::from_utf8(value)
+                    && !hides(value)
                 {
                     headers.insert(trace, value);
                 }
@@ -112,15 +114,16 @@ impl Sink {
 
     /// Stores a message, whole, in the dead letters.
     ///
-    /// Its headers go in front of its payload where a stream takes no more headers beside them: see
-    /// [`Sink::unreadable`].
+    /// Its headers go in front of its payload where a stream takes no more headers beside them, or would overlook the
+    /// host's among them: see [`Sink::unreadable`] and [`hides_ours`].
     ///
     /// # Errors
     /// See [`StoreError`].
     pub async fn dead(&self, delivery: &Delivery, reason: DeadReason, detail: &str) -> Result<Stored, StoreError> {
-        if let Some(block) = delivery.origin.front() {
-            return match self.headers_in_front(delivery, block, reason, detail).await {
-                Err(StoreError::TooLarge(_)) => self.headers_in_front(delivery, block, reason, "").await,
+        let hidden = || Some(block_of(delivery.headers.as_ref().filter(|headers| hides_ours(headers))?).into());
+        if let Some(block) = delivery.origin.front().cloned().or_else(hidden) {
+            return match self.headers_in_front(delivery, &block, reason, detail).await {
+                Err(StoreError::TooLarge(_)) => self.headers_in_front(delivery, &block, reason, "").await,
                 stored => stored,
             };
         }
@@ -249,13 +252,13 @@ fn never_stored(err: &PublishError) -> bool {
     cause.is_some_and(|cause| NEVER_STORED.contains(&cause.error_code().0))
 }
 
-/// `text` as a header's value: one line, bounded.
+/// `text` as a header's value: one line, bounded, and nothing in it that NATS could take for a header's name.
 fn header_text(text: &str) -> String {
     let mut end = text.len().min(DETAIL_MAX_BYTES);
     while !text.is_char_boundary(end) {
         end -= 1;
     }
-    text[..end].chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    text[..end].replace("Nats-", "Nats_").chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 #[cfg(test)]
@@ -265,6 +268,7 @@ mod tests {
     #[test]
     fn a_detail_becomes_one_bounded_line() {
         assert_eq!(header_text("a\r\nb\0c"), "a  b c");
+        assert!(!hides(&header_text("Nats-Msg-Id: 1")));
         let long = header_text(&"é".repeat(DETAIL_MAX_BYTES));
         assert_eq!(long.len(), DETAIL_MAX_BYTES);
         assert_eq!(header_text(&format!("x{}", "é".repeat(DETAIL_MAX_BYTES))).len(), DETAIL_MAX_BYTES - 1);

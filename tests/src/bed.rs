@@ -1,5 +1,6 @@
 //! What most tests stand on: a provisioned server and a JetStream context, and mail for the guest `actor`.
 
+use crate::books::Books;
 use crate::prelude::*;
 use async_nats::HeaderMap;
 use async_nats::jetstream::Context;
@@ -108,6 +109,15 @@ impl Bed {
         streams::dead_letters(&self.jetstream).await
     }
 
+    /// Waits for that many verdicts and dead letters together.
+    ///
+    /// # Errors
+    /// When there are fewer after [`SOON`].
+    pub async fn outcomes(&self, count: u64) -> Result<()> {
+        let look = async || streams::outcomes(&self.jetstream).await;
+        eventually(SOON, &format!("{count} verdicts and dead letters"), look, |found| *found >= count).await.map(drop)
+    }
+
     /// The consumer that hosts share.
     ///
     /// # Errors
@@ -123,12 +133,33 @@ impl Bed {
     /// # Errors
     /// When one still is after [`SOON`].
     pub async fn settled(&self) -> Result<()> {
+        self.settled_within(SOON).await
+    }
+
+    /// The same with more time, or less.
+    ///
+    /// # Errors
+    /// When one still is after `deadline`.
+    pub async fn settled_within(&self, deadline: Duration) -> Result<()> {
         let look = async || {
             let mut consumer = self.consumer().await?;
             let info = consumer.info().await?;
             Ok((info.num_pending, info.num_ack_pending))
         };
-        eventually(SOON, "nothing pending", look, |pending| *pending == (0, 0)).await.map(drop)
+        eventually(deadline, "nothing pending", look, |pending| *pending == (0, 0)).await.map(drop)
+    }
+
+    /// Waits until all is settled; then every mail of the stream has ended as exactly one verdict or dead letter.
+    ///
+    /// # Errors
+    /// When it is not so, when there are not so many mails, or when something is still pending after [`SOON`].
+    pub async fn books_balance(&self, mails: u64) -> Result<Books> {
+        self.outcomes(mails).await?;
+        self.settled().await?;
+        let books = Books::of(&self.jetstream).await?;
+        books.balance()?;
+        ensure!(books.mails == mails, "{} of {mails} mails are in the stream", books.mails);
+        Ok(books)
     }
 
     /// Every mail of the stream has exactly one verdict, and there is nothing else.
@@ -136,11 +167,8 @@ impl Bed {
     /// # Errors
     /// When one has none or two, or there is a dead letter.
     pub async fn one_verdict_each(&self, mails: u64) -> Result<()> {
-        let verdicts = self.verdicts(mails as usize).await?;
-        let mut sequences: Vec<u64> = verdicts.iter().map(Stored::mail_sequence).collect::<Result<_>>()?;
-        sequences.sort_unstable();
-        ensure!(sequences == (1..=mails).collect::<Vec<_>>(), "{} verdicts on {mails} mails", sequences.len());
-        ensure!(streams::count(&self.jetstream, streams::DEAD).await? == 0, "there are dead letters");
-        self.settled().await
+        let books = self.books_balance(mails).await?;
+        ensure!(books.dead() == 0, "there are dead letters: {:?}", books.dead_letters);
+        Ok(())
     }
 }

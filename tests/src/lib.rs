@@ -7,6 +7,11 @@
 //! | [`Host`] | a `host run` process: its log, its metrics, its signals |
 //! | [`bed`] | what most tests stand on: a provisioned server |
 //! | [`streams`] | what is stored: verdicts, dead letters, mail |
+//! | [`Books`] | what went in, and what came of each |
+//! | [`Fleet`] | hosts that share a consumer, and all that may happen to them |
+//! | [`Cluster`] | three servers that keep every stream three times |
+//! | [`Proxy`] | a network that can be cut |
+//! | [`mix`] | mails of all kinds, and a publisher that nothing stops |
 //! | [`ImageLayout`] | a container image on disk, checked |
 //! | [`command`] | one-shot commands with a time limit |
 //! | [`report`] | what benchmarks print and write |
@@ -16,23 +21,32 @@
 //! Nothing here sleeps for a fixed time: whatever is waited for has a condition and a deadline ([`eventually`]).
 
 pub mod bed;
+mod books;
+mod cluster;
 pub mod command;
+mod fleet;
 mod host;
 pub mod http;
 mod layout;
+pub mod mix;
 mod nats;
 pub mod page;
 mod process;
+mod proxy;
 mod raw;
 pub mod report;
 pub mod streams;
 pub mod tools;
 mod wait;
 
+pub use books::Books;
+pub use cluster::Cluster;
+pub use fleet::{Fault, Fleet};
 pub use host::{Host, HostBuilder, Metrics};
 pub use layout::{ImageLayout, LayerEntry};
 pub use nats::{NatsServer, Settings};
 pub use process::Process;
+pub use proxy::Proxy;
 pub use raw::RawClient;
 pub use wait::{asked_to_stop, eventually};
 

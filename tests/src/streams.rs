@@ -66,6 +66,14 @@ pub async fn count(jetstream: &Context, stream: &str) -> Result<u64> {
     Ok(stream.cached_info().state.messages)
 }
 
+/// How many verdicts and dead letters there are.
+///
+/// # Errors
+/// When one of the streams is missing.
+pub async fn outcomes(jetstream: &Context) -> Result<u64> {
+    Ok(count(jetstream, VERDICTS).await? + count(jetstream, DEAD).await?)
+}
+
 /// Every verdict, in the order of the stream `VERDICTS`.
 ///
 /// # Errors

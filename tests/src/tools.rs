@@ -155,7 +155,8 @@ pub fn workspace() -> PathBuf {
     tests.parent().unwrap_or(tests).to_owned()
 }
 
-fn target() -> PathBuf {
+/// Cargo's target directory.
+pub fn target() -> PathBuf {
     let given = env::var_os("CARGO_TARGET_DIR").filter(|given| !given.is_empty());
     // `join` keeps an absolute path as it is.
     workspace().join(given.map_or_else(|| "target".into(), PathBuf::from))

@@ -46,6 +46,14 @@ Commands:
                         The tests of the shim on machines with cgroup version 2 alone, which QEMU emulates, and
                         those that need systemd on one where it is the first process: minutes
                           FILTER  only tests with one of these in their name
+  soak [--minutes N] [--seed S] [--hosts N] [--rate N]
+                        Build, and let everything fail at random while hosts work: kills, freezes, cut networks, full and
+                        deleted streams. Every round of half a minute each mail must have one verdict or dead letter,
+                        otherwise the exit code is 1 and the logs are in TARGET/soak
+                          --minutes N  how long [default: 10]
+                          --seed S     what decides mails and faults, to repeat a run [default: a new one, printed]
+                          --hosts N    so many hosts share the work [default: 3]
+                          --rate N     mails a second [default: 300]
   bench [speed] [--rounds N] [--quick | --full] [CASE…]
                         Build, and measure the host against a native program and against the usual design, in about
                         6 minutes. Prints tables, writes TARGET/bench/speed.json and the picture TARGET/bench/speed.svg
@@ -64,7 +72,7 @@ Commands:
                           TARGET/dist/SHA256SUMS
   help                  Print this
 
-Options of bench, demo, test and test-cgroup2:
+Options of bench, demo, soak, test and test-cgroup2:
   --nats-server PATH    Use this nats-server
 
 TARGET is cargo's target directory, `target` unless you chose another. Everything fetched goes below it, nothing is
@@ -92,6 +100,7 @@ enum Task {
     Help,
     Build,
     Demo { keep: bool, nats_server: Option<PathBuf> },
+    Soak { nats_server: Option<PathBuf>, args: Vec<OsString> },
     Test { nats_server: Option<PathBuf>, filters: Vec<OsString> },
     TestCgroup2 { nats_server: Option<PathBuf>, filters: Vec<OsString> },
     Dist,
@@ -125,6 +134,7 @@ impl Task {
             Some("build") if nats_server.is_none() => Self::Build,
             Some("dist") if nats_server.is_none() => Self::Dist,
             Some("demo") => Self::Demo { keep, nats_server },
+            Some("soak") => Self::Soak { nats_server, args: std::mem::take(&mut rest) },
             Some("test") => Self::Test { nats_server, filters: std::mem::take(&mut rest) },
             Some("test-cgroup2") => Self::TestCgroup2 { nats_server, filters: std::mem::take(&mut rest) },
             Some("bench") => match rest.iter().position(|arg| arg == "shim") {
@@ -150,6 +160,11 @@ impl Task {
         let unknown = match &task {
             Self::Test { filters, .. } | Self::TestCgroup2 { filters, .. } => {
                 filters.iter().find(|filter| filter.as_encoded_bytes().starts_with(b"-"))
+            }
+            Self::Soak { args, .. } => {
+                let known =
+                    |arg: &OsString| ["--minutes", "--seed", "--hosts", "--rate"].iter().any(|known| arg == known);
+                args.iter().find(|arg| arg.as_encoded_bytes().starts_with(b"-") && !known(arg))
             }
             Self::BenchSpeed { args, .. } => {
                 let known = |arg: &OsString| ["--quick", "--full", "--rounds"].iter().any(|known| arg == known);
@@ -177,6 +192,7 @@ impl Task {
                 node::build(&workspace)
             }
             Self::Demo { keep, nats_server } => demo(&Workspace::find()?, keep, nats_server),
+            Self::Soak { nats_server, args } => soak(&Workspace::find()?, nats_server, &args),
             Self::Test { nats_server, filters } => test(&Workspace::find()?, nats_server, &filters),
             Self::TestCgroup2 { nats_server, filters } => cgroup2::test(&Workspace::find()?, nats_server, &filters),
             Self::Dist => dist::dist(&Workspace::find()?),
@@ -204,6 +220,14 @@ fn demo(workspace: &Workspace, keep: bool, nats_server: Option<PathBuf>) -> Resu
         demo.arg("--keep");
     }
     step::run("run the demo", demo)
+}
+
+fn soak(workspace: &Workspace, nats_server: Option<PathBuf>, args: &[OsString]) -> Result<()> {
+    let nats_server = tools::nats_server(workspace, nats_server)?;
+    build(workspace)?;
+    let mut soak = workspace.command(workspace.target.join("release/soak"));
+    soak.envs(places(workspace)).env("MAILROOM_TEST_NATS_SERVER", nats_server).args(args);
+    step::run("soak the host", soak)
 }
 
 fn test(workspace: &Workspace, nats_server: Option<PathBuf>, filters: &[OsString]) -> Result<()> {
@@ -291,7 +315,7 @@ mod tests {
     fn arguments_mean_what_the_help_says() {
         let path = || Some(PathBuf::from("/n"));
         let filters = |filters: &[&str]| filters.iter().map(OsString::from).collect();
-        let cases: [(&[&str], Option<Task>); 25] = [
+        let cases: [(&[&str], Option<Task>); 27] = [
             (&[], Some(Task::Help)),
             (&["--help"], Some(Task::Help)),
             (&["test", "--help"], Some(Task::Help)),
@@ -303,6 +327,11 @@ mod tests {
             (&["demo"], Some(Task::Demo { keep: false, nats_server: None })),
             (&["demo", "--keep", "--nats-server", "/n"], Some(Task::Demo { keep: true, nats_server: path() })),
             (&["demo", "--kep"], None),
+            (
+                &["soak", "--minutes", "30", "--nats-server", "/n", "--seed", "7"],
+                Some(Task::Soak { nats_server: path(), args: filters(&["--minutes", "30", "--seed", "7"]) }),
+            ),
+            (&["soak", "--minute", "30"], None),
             (&["test"], Some(Task::Test { nats_server: None, filters: vec![] })),
             (
                 &["test", "a", "--nats-server=/n", "b"],

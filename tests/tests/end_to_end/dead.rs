@@ -213,7 +213,7 @@ async fn a_replayed_message_that_dies_again_is_a_letter_again() -> Result<()> {
             "Mailroom-Stored",
             "Mailroom-Reason",
             "Mailroom-Deliveries",
-            "Mailroom-Original-Nats-Msg-Id",
+            "Mailroom-Original-Nats_Msg-Id",
         ] {
             assert!(first.header(name).is_some() && again.header(name) == first.header(name), "{name}: {again:?}");
         }

@@ -1,6 +1,7 @@
 //! Streams and consumers that are deleted and made again while the host runs: what is new begins to count at 1 again,
 //! and nothing of the old may pass for it.
 
+use async_nats::HeaderMap;
 use async_nats::jetstream::AckKind;
 use futures::TryStreamExt as _;
 use tests::bed::{Bed, SOON};
@@ -62,6 +63,35 @@ async fn a_consumer_made_again_under_load_costs_no_second_verdict() -> Result<()
     bed.provision(&["--ack-wait", "3s"]).await?;
     bed.one_verdict_each(48).await?;
     host.until_ready(SOON).await
+}
+
+/// Within the duplicate window a dead letter is stored once, however often its message is delivered anew: what its sender
+/// wrote does not keep the server from recognizing it.
+#[tokio::test]
+async fn a_consumer_made_again_costs_no_second_dead_letter() -> Result<()> {
+    const MAILS: u64 = 40;
+    let bed = Bed::new().await?;
+    let host = bed.actor(&[]).await?;
+    for number in 0..MAILS {
+        let mut headers = HeaderMap::new();
+        match number % 4 {
+            0 => headers.insert("Subject", "what is Nats-Msg-Id for?"),
+            1 => headers.insert("X-Nats-Msg-Id", "x"),
+            _ => headers.insert("Nats-Msg-Id", number.to_string()),
+        }
+        bed.tell_with(headers, "reject Nats-Msg-Id: y").await?;
+    }
+    bed.books_balance(MAILS).await?;
+    bed.jetstream.get_stream(streams::MAIL).await?.delete_consumer("triage").await?;
+    bed.provision(&[]).await?;
+    let look = async || Ok(host.metrics().await?.get("mailroom_messages_total", &[("outcome", "dead")]));
+    eventually(SOON, "all of them dead again", look, |dead| *dead == Some(2.0 * MAILS as f64)).await?;
+    bed.books_balance(MAILS).await?;
+    // Those stand in front of the payload that the server might read something into.
+    let letters = streams::dead_letters(&bed.jetstream).await?;
+    let in_front = letters.iter().filter(|letter| letter.header("Mailroom-Headers-Bytes").is_some()).count();
+    ensure!(in_front as u64 == MAILS / 2, "{in_front} letters with headers in front");
+    Ok(())
 }
 
 /// A verdict stream that is made again takes the verdicts of all that was not settled before.

@@ -6,6 +6,7 @@
 mod crafted;
 mod dead;
 mod documents;
+mod faults;
 mod harness;
 mod hostile_components;
 mod hostile_messages;

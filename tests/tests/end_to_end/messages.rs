@@ -201,7 +201,7 @@ async fn a_dead_letter_keeps_the_whole_message() -> Result<()> {
     assert!(id.starts_with("MAIL:") && id.ends_with(":triage:1"), "{id}");
     for (name, value) in [
         ("Nats-Msg-Id", format!("dead.{id}").as_str()),
-        ("Mailroom-Original-Nats-Msg-Id", "the sender's"),
+        ("Mailroom-Original-Nats_Msg-Id", "the sender's"),
         ("Mailroom-Original-Mailroom-Id", "forged"),
         ("Mailroom-Reason", "rejected"),
         ("Mailroom-Detail", "not for us"),

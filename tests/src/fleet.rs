@@ -1,0 +1,211 @@
+//! Hosts that share a consumer, each behind a network of its own, and all that may happen to them and their server.
+
+use crate::bed::{Bed, SOON};
+use crate::prelude::*;
+use crate::proxy::Proxy;
+use async_nats::jetstream::stream::DiscardPolicy;
+
+/// Hosts on one consumer, and their server.
+#[derive(Debug)]
+pub struct Fleet {
+    /// The server and what is on it.
+    pub bed: Bed,
+    hosts: Vec<Member>,
+    provision: Vec<String>,
+    args: Vec<String>,
+    past: Vec<String>,
+    is_quiet: bool,
+}
+
+/// A host and the network between it and the server.
+#[derive(Debug)]
+struct Member {
+    host: Host,
+    proxy: Proxy,
+}
+
+/// What may happen, to the host of a number or to the server, and how it is mended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// A host is killed (SIGKILL); another one is started.
+    HostKilled(usize),
+    /// A host stands still (SIGSTOP); it goes on.
+    HostFrozen(usize),
+    /// Nothing passes between a host and the server, and neither is told; all passes again.
+    Cut(usize),
+    /// A host's connections end at once.
+    Reset(usize),
+    /// What passes between a host and the server takes [`LATENCY`] each way.
+    Slow(usize),
+    /// The server is killed (SIGKILL); it is started again with what it has on its disk.
+    ServerKilled,
+    /// The server stands still (SIGSTOP); it goes on.
+    ServerFrozen,
+    /// The consumer is deleted; it is made again.
+    ConsumerDeleted,
+    /// The stream of verdicts refuses more; it takes more.
+    VerdictsFull,
+}
+
+/// The latency of a slow network, each way.
+pub const LATENCY: Duration = Duration::from_millis(50);
+
+impl Fleet {
+    /// Starts a server and hosts that run the guest `actor`, with arguments for `host provision` and `host run`.
+    ///
+    /// # Errors
+    /// When one of them does not become ready.
+    pub async fn start(provision: &[&str], hosts: usize, args: &[&str]) -> Result<Self> {
+        let bed = Bed::provisioned(provision).await?;
+        let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
+        let (hosts_so_far, past) = (Vec::new(), Vec::new());
+        let (provision, args) = (words(provision), words(args));
+        let mut fleet = Self { bed, hosts: hosts_so_far, provision, args, past, is_quiet: false };
+        for _ in 0..hosts {
+            let proxy = Proxy::to(fleet.bed.server.url()).await?;
+            let host = fleet.host(&proxy).await?;
+            fleet.hosts.push(Member { host, proxy });
+        }
+        fleet.until_ready().await?;
+        Ok(fleet)
+    }
+
+    /// A host behind `proxy`, which may not be ready yet.
+    async fn host(&self, proxy: &Proxy) -> Result<Host> {
+        Host::on(proxy.url()).component(tools::component("actor")?).args(&self.args).start().await
+    }
+
+    /// The host of a number.
+    pub fn member(&mut self, number: usize) -> &mut Host {
+        &mut self.hosts[number].host
+    }
+
+    /// How many hosts there are.
+    pub fn size(&self) -> usize {
+        self.hosts.len()
+    }
+
+    /// Waits until every host is ready.
+    ///
+    /// # Errors
+    /// When one is not after [`SOON`].
+    pub async fn until_ready(&self) -> Result<()> {
+        for member in &self.hosts {
+            member.host.until_ready(SOON).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until no host has a message in its hands.
+    ///
+    /// # Errors
+    /// When one still has after [`SOON`].
+    pub async fn until_idle(&self) -> Result<()> {
+        for Member { host, .. } in &self.hosts {
+            let look = async || host.metrics().await?.get("mailroom_in_flight", &[]).context("in flight");
+            eventually(SOON, "the host holds no message", look, |held| *held == 0.0).await?;
+        }
+        Ok(())
+    }
+
+    /// Lets a fault begin.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub async fn begin(&mut self, fault: Fault) -> Result<()> {
+        match fault {
+            Fault::HostKilled(host) => self.hosts[host].host.kill(),
+            Fault::HostFrozen(host) => self.hosts[host].host.signal(Signal::STOP)?,
+            Fault::Cut(host) => self.hosts[host].proxy.cut(),
+            Fault::Reset(host) => self.hosts[host].proxy.reset(),
+            Fault::Slow(host) => self.hosts[host].proxy.slow(LATENCY),
+            Fault::ServerKilled => self.bed.server.kill(),
+            Fault::ServerFrozen => self.bed.server.process().signal(Signal::STOP)?,
+            Fault::ConsumerDeleted => {
+                self.bed.jetstream.get_stream(streams::MAIL).await?.delete_consumer("triage").await?;
+            }
+            Fault::VerdictsFull => self.verdicts_take(Some(1)).await?,
+        }
+        Ok(())
+    }
+
+    /// Mends what began; whether all goes on is another question.
+    ///
+    /// # Errors
+    /// When it cannot be mended.
+    pub async fn end(&mut self, fault: Fault) -> Result<()> {
+        match fault {
+            Fault::HostKilled(host) => {
+                let new = self.host(&self.hosts[host].proxy).await?;
+                self.past.extend(log_of(&format!("host {host}"), self.hosts[host].host.process()));
+                self.hosts[host].host = new;
+                self.hush();
+            }
+            Fault::HostFrozen(host) => self.hosts[host].host.signal(Signal::CONT)?,
+            Fault::Cut(host) | Fault::Slow(host) => self.hosts[host].proxy.heal(),
+            Fault::Reset(_) => {}
+            Fault::ServerKilled => {
+                self.past.extend(log_of("nats-server", self.bed.server.process()));
+                self.bed.server.restart().await?;
+                self.hush();
+                self.answers().await?;
+            }
+            Fault::ServerFrozen => {
+                self.bed.server.process().signal(Signal::CONT)?;
+                self.answers().await?;
+            }
+            Fault::ConsumerDeleted => {
+                let args: Vec<&str> = self.provision.iter().map(String::as_str).collect();
+                self.bed.provision(&args).await?;
+            }
+            Fault::VerdictsFull => self.verdicts_take(None).await?,
+        }
+        Ok(())
+    }
+
+    /// Waits until the connection of the bed works again.
+    async fn answers(&self) -> Result<()> {
+        let look = async || streams::outcomes(&self.bed.jetstream).await;
+        eventually(SOON, "the server answers again", look, |_| true).await.map(drop)
+    }
+
+    /// Limits the stream of verdicts to so many messages, more of which it refuses, or to none.
+    async fn verdicts_take(&self, most: Option<i64>) -> Result<()> {
+        let stream = self.bed.jetstream.get_stream(streams::VERDICTS).await?;
+        let mut config = stream.cached_info().config.clone();
+        let stored = i64::try_from(stream.cached_info().state.messages)?;
+        // Never fewer than there are: those would be deleted.
+        (config.max_messages, config.discard) = (most.map_or(-1, |most| most.max(stored)), DiscardPolicy::New);
+        self.bed.jetstream.update_stream(&config).await?;
+        Ok(())
+    }
+
+    /// Keeps the logs from being printed when the processes end.
+    pub fn quiet(&mut self) {
+        self.is_quiet = true;
+        self.hush();
+    }
+
+    fn hush(&mut self) {
+        if self.is_quiet {
+            self.hosts.iter_mut().for_each(|member| member.host.process().quiet());
+            self.bed.server.process().quiet();
+        }
+    }
+
+    /// What the hosts and the server have logged, those that are gone first.
+    pub fn log(&mut self) -> Vec<String> {
+        let mut lines = self.past.clone();
+        for (number, member) in self.hosts.iter_mut().enumerate() {
+            lines.extend(log_of(&format!("host {number}"), member.host.process()));
+        }
+        lines.extend(log_of("nats-server", self.bed.server.process()));
+        lines
+    }
+}
+
+/// The log of a process, its lines marked with its name and id.
+fn log_of(name: &str, process: &Process) -> Vec<String> {
+    let id = process.id();
+    process.lines().into_iter().map(|line| format!("{name} ({id}): {line}")).collect()
+}
