@@ -61,9 +61,7 @@ impl Cluster {
             let leader = leader.context("no leader")?;
             leader.trim_start_matches('n').parse::<usize>().context("the leader's name")
         };
-        let number =
-            eventually(SOON, &format!("{stream} has a leader"), look, |leader| Some(leader - 1) != former).await?;
-        Ok(number - 1)
+        eventually(SOON, &format!("{stream} has another leader"), look, |leader| Some(*leader) != former).await
     }
 
     /// The server of a number.

@@ -96,16 +96,28 @@ impl Fleet {
         Ok(())
     }
 
+    /// Waits until a host holds at least so many messages.
+    ///
+    /// # Errors
+    /// When it holds fewer after [`SOON`].
+    pub async fn until_holds(&self, host: usize, messages: f64) -> Result<()> {
+        self.until_held(host, |held| *held >= messages).await
+    }
+
     /// Waits until no host has a message in its hands.
     ///
     /// # Errors
     /// When one still has after [`SOON`].
     pub async fn until_idle(&self) -> Result<()> {
-        for Member { host, .. } in &self.hosts {
-            let look = async || host.metrics().await?.get("mailroom_in_flight", &[]).context("in flight");
-            eventually(SOON, "the host holds no message", look, |held| *held == 0.0).await?;
+        for host in 0..self.hosts.len() {
+            self.until_held(host, |held| *held == 0.0).await?;
         }
         Ok(())
+    }
+
+    async fn until_held(&self, host: usize, wanted: impl Fn(&f64) -> bool) -> Result<()> {
+        let look = async || self.hosts[host].host.metrics().await?.get("mailroom_in_flight", &[]).context("in flight");
+        eventually(SOON, &format!("the messages that host {host} holds"), look, wanted).await.map(drop)
     }
 
     /// Lets a fault begin.
@@ -135,12 +147,7 @@ impl Fleet {
     /// When it cannot be mended.
     pub async fn end(&mut self, fault: Fault) -> Result<()> {
         match fault {
-            Fault::HostKilled(host) => {
-                let new = self.host(&self.hosts[host].proxy).await?;
-                self.past.extend(log_of(&format!("host {host}"), self.hosts[host].host.process()));
-                self.hosts[host].host = new;
-                self.hush();
-            }
+            Fault::HostKilled(host) => self.replace(host).await?,
             Fault::HostFrozen(host) => self.hosts[host].host.signal(Signal::CONT)?,
             Fault::Cut(host) | Fault::Slow(host) => self.hosts[host].proxy.heal(),
             Fault::Reset(_) => {}
@@ -160,6 +167,23 @@ impl Fleet {
             }
             Fault::VerdictsFull => self.verdicts_take(None).await?,
         }
+        Ok(())
+    }
+
+    /// Starts a host again that has ended by itself, as a supervisor does: one that finds no consumer at its start.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn supervise(&mut self, host: usize) -> Result<()> {
+        if self.member(host).process().is_running()? { Ok(()) } else { self.replace(host).await }
+    }
+
+    /// Starts another host in the place of one that has ended.
+    async fn replace(&mut self, host: usize) -> Result<()> {
+        let new = self.host(&self.hosts[host].proxy).await?;
+        self.past.extend(log_of(&format!("host {host}"), self.hosts[host].host.process()));
+        self.hosts[host].host = new;
+        self.hush();
         Ok(())
     }
 

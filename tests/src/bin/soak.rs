@@ -200,13 +200,12 @@ async fn soak(wanted: &Wanted) -> Result<()> {
     }
     soak.summary();
     if let Err(err) = ended {
-        let file = soak.keep_log(seed)?;
-        let minutes = duration.as_secs() / 60;
-        return Err(err.context(format!(
-            "the log of all processes is in {}; to repeat: cargo xtask soak --minutes {minutes} --seed {seed} \
-             --hosts {hosts} --rate {rate}",
+        let (file, minutes) = (soak.keep_log(seed)?, duration.as_secs() / 60);
+        bail!(
+            "{err:#}\nThe log of all processes is in {}. To repeat it:\n\
+             cargo xtask soak --minutes {minutes} --seed {seed} --hosts {hosts} --rate {rate}",
             file.display()
-        )));
+        );
     }
     Ok(())
 }
@@ -281,7 +280,7 @@ async fn trouble(fleet: &mut Fleet, random: &mut fastrand::Rng, tally: &mut Tall
     loop {
         let ends = under_way.iter().map(|fault| fault.until).min();
         let begins = (next < end).then_some(next);
-        let Some(due) = ends.into_iter().chain(begins).min() else { return Ok(()) };
+        let Some(due) = ends.into_iter().chain(begins).min() else { break };
         tokio::select! {
             biased;
             _ = refresh.tick() => {
@@ -291,6 +290,9 @@ async fn trouble(fleet: &mut Fleet, random: &mut fastrand::Rng, tally: &mut Tall
                 }
                 match is_terminal {
                     true => {
+                        let width = rustix::termios::tcgetwinsize(std::io::stdout()).map_or(80, |size| size.ws_col);
+                        // In a second line it could not be taken off again.
+                        let text: String = text.chars().take(usize::from(width).saturating_sub(1)).collect();
                         print!("{}{text}", fresh_line());
                         std::io::stdout().flush()?;
                     }
@@ -319,11 +321,18 @@ async fn trouble(fleet: &mut Fleet, random: &mut fastrand::Rng, tally: &mut Tall
         let (fault, target) = fault(kind, random.usize(..fleet.size()));
         let lasts = Duration::from_millis(if random.bool() { random.u64(SHORT_MS) } else { random.u64(LONG_MS) });
         if under_way.iter().all(|other| other.target != target) {
+            if let Some(host) = target {
+                fleet.supervise(host).await?;
+            }
             fleet.begin(fault).await.with_context(|| format!("begin {fault:?}"))?;
             tally.faults[kind] += 1;
             under_way.push(UnderWay { until: (Instant::now() + lasts).min(end), fault, target });
         }
     }
+    for host in 0..fleet.size() {
+        fleet.supervise(host).await?;
+    }
+    Ok(())
 }
 
 /// How far it is.

@@ -1,5 +1,6 @@
 //! Everything may fail at any moment: every mail ends as one verdict or one dead letter, none is lost, none is doubled.
 
+use async_nats::jetstream::stream::Config;
 use tests::bed::{Bed, SOON};
 use tests::mix::{self, Publisher};
 use tests::prelude::*;
@@ -120,11 +121,11 @@ async fn a_frozen_host_says_nothing_that_counts_when_it_wakes() -> Result<()> {
 /// fails at the first, when it wakes, makes no dead letter of it.
 #[tokio::test]
 async fn a_late_failure_is_no_second_end() -> Result<()> {
-    const MAILS: u64 = 60;
+    const MAILS: u64 = 40;
     let args = ["--shards", "1", "--slots", "1", "--max-in-flight", "16", "--deadline", "3s", "--attempts", "1"];
     let mut fleet = Fleet::start(&["--ack-wait", "4s", "--deadline", "3s"], 2, &args).await?;
-    fleet.bed.tell((0..MAILS).map(|number| if number % 2 == 0 { "sleep 100" } else { "fail-until 2" })).await?;
-    fleet.bed.outcomes(4).await?;
+    fleet.bed.tell((0..MAILS).map(|number| if number % 2 == 0 { "sleep 400" } else { "fail-until 2" })).await?;
+    fleet.until_holds(0, 8.0).await?;
     fleet.begin(Fault::HostFrozen(0)).await?;
     fleet.bed.outcomes(MAILS).await?;
     fleet.end(Fault::HostFrozen(0)).await?;
@@ -156,12 +157,12 @@ async fn a_slow_and_unsteady_network_costs_time_only() -> Result<()> {
 /// there is room.
 #[tokio::test]
 async fn a_server_out_of_storage_costs_no_message() -> Result<()> {
-    let room = |bytes: u64| {
-        let account = format!("jetstream {{ max_file: {bytes} }}, users: [{{ user: u, password: p }}]");
-        format!("accounts {{ MAIL {{ {account} }} }}\nno_auth_user: u\n")
-    };
-    let server = NatsServer::start_with(Settings { extra: room(2_000_000), ..Settings::default() }).await?;
-    let mut bed = Bed::on(server, &[]).await?;
+    let account = "accounts { MAIL { jetstream { max_file: 2000000 }, users: [{ user: u, password: p }] } }\n";
+    let extra = format!("{account}no_auth_user: u\n");
+    let bed = Bed::on(NatsServer::start_with(Settings { extra, ..Settings::default() }).await?, &[]).await?;
+    let ballast = Config { name: "BALLAST".to_owned(), subjects: vec!["ballast".to_owned()], ..Config::default() };
+    bed.jetstream.create_stream(ballast).await?;
+    bed.jetstream.publish("ballast", vec![0; 900_000].into()).await?.await?;
     let mut mails = 0;
     // Down to the last bytes, which are fewer than a verdict has.
     for bytes in [100_000, 10_000, 1000, 1] {
@@ -175,7 +176,7 @@ async fn a_server_out_of_storage_costs_no_message() -> Result<()> {
     let look = async || host.ready().await;
     eventually(SOON, "not ready", look, |ready| ready.0 == 503 && ready.1.contains("cannot be stored")).await?;
     host.wait_for_line(SOON, |line| line.contains("cannot store a verdict") && line.contains("resource")).await?;
-    bed.server.reload(room(100_000_000))?;
+    bed.jetstream.delete_stream("BALLAST").await?;
     host.until_ready(SOON).await?;
     bed.tell(["verdict support"]).await?;
     bed.one_verdict_each(mails + 1).await
