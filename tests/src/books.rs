@@ -33,18 +33,10 @@ impl Books {
     /// # Errors
     /// When one of them cannot be read.
     pub async fn of(jetstream: &Context) -> Result<Self> {
-        let mail = jetstream.get_stream(MAIL).await.with_context(|| format!("look up stream {MAIL}"))?;
-        let state = &mail.cached_info().state;
-        let mut ends: BTreeMap<u64, Vec<&Stored>> = BTreeMap::new();
-        if state.messages > 0 {
-            // What is removed from the middle of a stream leaves a gap.
-            let whole = state.last_sequence + 1 - state.first_sequence == state.messages;
-            ensure!(whole, "stream {MAIL} has gaps: {state:?}");
-            ends.extend((state.first_sequence..=state.last_sequence).map(|sequence| (sequence, Vec::new())));
-        }
-        let (verdicts, dead_letters) = (streams::verdicts(jetstream), streams::dead_letters(jetstream));
-        let (verdicts, dead_letters) = (verdicts.await?, dead_letters.await?);
-        let mut books = Self { mails: state.messages, verdicts: verdicts.len(), ..Self::default() };
+        let mails = streams::messages(jetstream, MAIL).await?;
+        let (verdicts, dead_letters) = (streams::verdicts(jetstream).await?, streams::dead_letters(jetstream).await?);
+        let mut ends: BTreeMap<u64, Vec<&Stored>> = mails.iter().map(|mail| (mail.sequence, Vec::new())).collect();
+        let mut books = Self { mails: mails.len() as u64, verdicts: verdicts.len(), ..Self::default() };
         for letter in &dead_letters {
             let reason = letter.header("Mailroom-Reason").context("a dead letter without a reason")?;
             *books.dead_letters.entry(reason.to_owned()).or_default() += 1;
@@ -61,9 +53,9 @@ impl Books {
         };
         (books.lost, books.doubled) = (with(|ends| ends == 0), with(|ends| ends > 1));
         for sequence in books.lost.iter().chain(&books.doubled).chain(&books.unknown).take(EVIDENCE_MAX) {
-            let text =
-                mail.get_raw_message(*sequence).await.map(|mail| String::from_utf8_lossy(&mail.payload).into_owned());
-            books.evidence.push(format!("mail {sequence}: {}", text.as_deref().unwrap_or("not in the stream")));
+            let mail = mails.iter().find(|mail| mail.sequence == *sequence);
+            let text = mail.map_or("not in the stream".into(), |mail| String::from_utf8_lossy(&mail.payload));
+            books.evidence.push(format!("mail {sequence}: {text}"));
             books.evidence.extend(ends.get(sequence).into_iter().flatten().map(|end| {
                 let header = |name| end.header(name).unwrap_or("-");
                 let (made, reason) = (header("Mailroom-Time"), header("Mailroom-Reason"));

@@ -124,7 +124,8 @@ async fn a_late_failure_is_no_second_end() -> Result<()> {
     const MAILS: u64 = 40;
     let args = ["--shards", "1", "--slots", "1", "--max-in-flight", "16", "--deadline", "3s", "--attempts", "1"];
     let mut fleet = Fleet::start(&["--ack-wait", "4s", "--deadline", "3s"], 2, &args).await?;
-    fleet.bed.tell((0..MAILS).map(|number| if number % 2 == 0 { "sleep 400" } else { "fail-until 2" })).await?;
+    // Two of each kind: the server may deal them out to the hosts in turns.
+    fleet.bed.tell((0..MAILS).map(|number| if number % 4 < 2 { "sleep 400" } else { "fail-until 2" })).await?;
     fleet.until_holds(0, 8.0).await?;
     fleet.begin(Fault::HostFrozen(0)).await?;
     fleet.bed.outcomes(MAILS).await?;

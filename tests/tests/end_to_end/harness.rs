@@ -3,6 +3,7 @@
 use std::net::TcpStream;
 use std::path::Path;
 use tests::prelude::*;
+use tests::{Books, Proxy};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -178,5 +179,79 @@ fn metrics_are_read() -> Result<()> {
     assert_eq!(metrics.mean("up"), None);
     assert_eq!(metrics.names(), ["m", "t_count", "t_sum", "up"]);
     Metrics::parse("what").expect_err("no sample").to_string();
+    Ok(())
+}
+
+/// The books tell which mails are lost, doubled or unknown.
+#[tokio::test]
+async fn books_that_do_not_balance_are_told_of() -> Result<()> {
+    let server = NatsServer::start().await?;
+    let jetstream = server.jetstream().await?;
+    for (name, subject) in [(streams::MAIL, "mail"), (streams::VERDICTS, "verdict"), (streams::DEAD, "dead")] {
+        let subjects = vec![subject.to_owned()];
+        let config = async_nats::jetstream::stream::Config { name: name.to_owned(), subjects, ..Default::default() };
+        jetstream.create_stream(config).await?;
+    }
+    let end = async |subject: &'static str, sequence: u64| -> Result<()> {
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert("Mailroom-Id", format!("MAIL:1700000000:triage:{sequence}"));
+        headers.insert("Mailroom-Reason", "rejected");
+        jetstream.publish_with_headers(subject, headers, "{}".into()).await?.await?;
+        Ok(())
+    };
+    for mail in ["one", "two", "three"] {
+        jetstream.publish("mail", mail.into()).await?.await?;
+    }
+    for (subject, sequence) in [("verdict", 1), ("dead", 2)] {
+        end(subject, sequence).await?;
+    }
+    let lost = Books::of(&jetstream).await?;
+    let told = lost.balance().expect_err("a mail is lost").to_string();
+    ensure!(lost.lost == [3] && told.contains("1 are lost") && told.contains("mail 3: three"), "{told}");
+    end("verdict", 3).await?;
+    let balanced = Books::of(&jetstream).await?;
+    balanced.balance()?;
+    assert_eq!((balanced.mails, balanced.verdicts, balanced.dead()), (3, 2, 1));
+    end("dead", 1).await?;
+    end("verdict", 7).await?;
+    let wrong = Books::of(&jetstream).await?;
+    assert_eq!((&wrong.doubled[..], &wrong.unknown[..]), (&[1][..], &[7][..]));
+    let told = wrong.balance().expect_err("one is doubled and one unknown").to_string();
+    ensure!(told.contains("1 have more than one end; 1 are unknown") && told.contains("reason rejected"), "{told}");
+    Ok(())
+}
+
+/// A network that is cut lets nothing through until it is healed, a slow one takes its time, and connections are reset.
+#[tokio::test]
+async fn networks_are_cut_slow_and_unsteady() -> Result<()> {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let proxy = Proxy::to(&format!("nats://{}", listener.local_addr()?)).await?;
+    let address = proxy.url().trim_start_matches("nats://");
+    let mut client = tokio::net::TcpStream::connect(address).await?;
+    let (mut server, _) = listener.accept().await?;
+    let mut byte = [0];
+    for (delay, at_least) in [(Duration::ZERO, Duration::ZERO), (Duration::from_millis(40), Duration::from_millis(80))]
+    {
+        proxy.slow(delay);
+        let begun = std::time::Instant::now();
+        client.write_all(b"1").await?;
+        server.read_exact(&mut byte).await?;
+        server.write_all(b"2").await?;
+        client.read_exact(&mut byte).await?;
+        ensure!(begun.elapsed() >= at_least, "there and back in {:?}", begun.elapsed());
+    }
+    proxy.heal();
+    proxy.cut();
+    client.write_all(b"3").await?;
+    let waited = tokio::time::timeout(Duration::from_millis(100), server.read(&mut byte)).await;
+    ensure!(waited.is_err(), "something came through: {byte:?}");
+    proxy.heal();
+    server.read_exact(&mut byte).await?;
+    ensure!(&byte == b"3", "what was under way is {byte:?}");
+    proxy.reset();
+    for side in [&mut client, &mut server] {
+        let ended = side.read(&mut byte).await.expect_err("still connected");
+        assert_eq!(ended.kind(), std::io::ErrorKind::ConnectionReset);
+    }
     Ok(())
 }
