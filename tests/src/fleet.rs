@@ -3,7 +3,6 @@
 use crate::bed::{Bed, SOON};
 use crate::prelude::*;
 use crate::proxy::Proxy;
-use async_nats::jetstream::stream::DiscardPolicy;
 
 /// Hosts on one consumer, and their server.
 #[derive(Debug)]
@@ -43,8 +42,9 @@ pub enum Fault {
     ServerFrozen,
     /// The consumer is deleted; it is made again.
     ConsumerDeleted,
-    /// The stream of verdicts refuses more; it takes more.
-    VerdictsFull,
+    /// The stream of verdicts takes none; it does again. (Making it full is no fault for a busy one: the server would
+    /// delete what came between the look at its size and the limit.)
+    VerdictsRefused,
 }
 
 /// The latency of a slow network, each way.
@@ -136,7 +136,7 @@ impl Fleet {
             Fault::ConsumerDeleted => {
                 self.bed.jetstream.get_stream(streams::MAIL).await?.delete_consumer("triage").await?;
             }
-            Fault::VerdictsFull => self.verdicts_take(Some(1)).await?,
+            Fault::VerdictsRefused => self.verdicts_come_by("verdicts.elsewhere.>").await?,
         }
         Ok(())
     }
@@ -165,7 +165,7 @@ impl Fleet {
                 let args: Vec<&str> = self.provision.iter().map(String::as_str).collect();
                 self.bed.provision(&args).await?;
             }
-            Fault::VerdictsFull => self.verdicts_take(None).await?,
+            Fault::VerdictsRefused => self.verdicts_come_by("verdict.>").await?,
         }
         Ok(())
     }
@@ -193,13 +193,11 @@ impl Fleet {
         eventually(SOON, "the server answers again", look, |_| true).await.map(drop)
     }
 
-    /// Limits the stream of verdicts to so many messages, more of which it refuses, or to none.
-    async fn verdicts_take(&self, most: Option<i64>) -> Result<()> {
-        let stream = self.bed.jetstream.get_stream(streams::VERDICTS).await?;
-        let mut config = stream.cached_info().config.clone();
-        let stored = i64::try_from(stream.cached_info().state.messages)?;
-        // Never fewer than there are: those would be deleted.
-        (config.max_messages, config.discard) = (most.map_or(-1, |most| most.max(stored)), DiscardPolicy::New);
+    /// Lets the stream of verdicts take this subject, and no other.
+    async fn verdicts_come_by(&self, subject: &str) -> Result<()> {
+        let mut stream = self.bed.jetstream.get_stream(streams::VERDICTS).await?;
+        let mut config = stream.info().await?.config.clone();
+        config.subjects = vec![subject.to_owned()];
         self.bed.jetstream.update_stream(&config).await?;
         Ok(())
     }

@@ -47,8 +47,8 @@ Commands:
                         those that need systemd on one where it is the first process: minutes
                           FILTER  only tests with one of these in their name
   soak [--minutes N] [--seed S] [--hosts N] [--rate N]
-                        Build, and let everything fail at random while hosts work: kills, freezes, cut networks, full and
-                        deleted streams. Every round of half a minute each mail must have one verdict or dead letter,
+                        Build, and let everything fail at random while hosts work: kills, freezes, cut networks, streams
+                        that refuse. Every round of half a minute each mail must have one verdict or dead letter,
                         otherwise the exit code is 1 and the logs are in TARGET/soak
                           --minutes N  how long [default: 10]
                           --seed S     what decides mails and faults, to repeat a run [default: a new one, printed]

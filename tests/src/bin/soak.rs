@@ -30,7 +30,7 @@ recover or are rejected, and meanwhile
   kills hosts and the server (SIGKILL) and starts them again,
   freezes hosts and the server (SIGSTOP) and lets them go on,
   cuts networks without a word, resets connections, slows networks down,
-  deletes the consumer and makes it again, and fills the stream of verdicts up,
+  deletes the consumer and makes it again, and lets the stream of verdicts refuse them,
 several of these at a time. After each round all is mended; every mail must have ended as one verdict or one dead letter,
 and nothing may be pending. Then the streams are emptied and the next round begins.
 
@@ -137,7 +137,7 @@ const KINDS: [(&str, u32); 9] = [
     ("server restarts", 2),
     ("server freezes", 2),
     ("consumer deletions", 1),
-    ("full streams", 1),
+    ("verdicts refused", 1),
 ];
 
 /// The fault of a kind in [`KINDS`], and the host or, as nothing, the server that it happens to.
@@ -151,7 +151,7 @@ fn fault(kind: usize, host: usize) -> (Fault, Option<usize>) {
         5 => (Fault::ServerKilled, None),
         6 => (Fault::ServerFrozen, None),
         7 => (Fault::ConsumerDeleted, None),
-        _ => (Fault::VerdictsFull, None),
+        _ => (Fault::VerdictsRefused, None),
     }
 }
 
