@@ -156,7 +156,9 @@ impl Bed {
     pub async fn books_balance(&self, mails: u64) -> Result<Books> {
         self.outcomes(mails).await?;
         self.settled().await?;
-        let books = Books::of(&self.jetstream).await?;
+        // In a cluster where a server has just come back, some requests get no answer.
+        let look = async || Books::of(&self.jetstream).await;
+        let books = eventually(SOON, "the books", look, |_| true).await?;
         books.balance()?;
         ensure!(books.mails == mails, "{} of {mails} mails are in the stream", books.mails);
         Ok(books)
