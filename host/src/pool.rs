@@ -75,6 +75,10 @@ const IDLE_TICKS: u32 = 100;
 /// no system call but one scan and no page fault for the next message. Less where memory is limited.
 const KEEP_RESIDENT_BYTES: usize = 1 << 20;
 
+/// Slots beside those for messages: one in which a component is tried out that is to replace another, however busy the
+/// host is.
+const SPARE_SLOTS: u32 = 1;
+
 /// Core instances and tables that one component may consist of. Ordinary toolchains make 3 to 5 of each.
 const PARTS_MAX: u32 = 32;
 
@@ -139,7 +143,7 @@ pub fn engine(limits: &mut Limits, least: u32) -> Result<Engine> {
             "each takes some of the memory mappings that a process may have (vm.max_map_count)",
         ),
     ] {
-        let slots = fitting(limits.slots, least, room);
+        let slots = fitting(limits.slots, least, room.map(|slots| slots.saturating_sub(SPARE_SLOTS.into())));
         if slots < limits.slots {
             limits.slots = slots;
             why = reason.to_string();
@@ -172,7 +176,7 @@ fn fitting(wanted: u32, least: u32, room: Option<u64>) -> u32 {
 }
 
 fn config_with_pool(limits: &Limits) -> Config {
-    let slots = limits.slots;
+    let slots = limits.slots + SPARE_SLOTS;
     let kept_bytes = match room::memory_limit() {
         Some(limit) => (limit / KEPT_PART / 2 / u64::from(slots)).min(KEEP_RESIDENT_BYTES as u64) as usize,
         None => KEEP_RESIDENT_BYTES,
@@ -204,8 +208,8 @@ pub struct Guest {
     pre: TriagePre<State>,
     configuration: Configuration,
     limits: Limits,
-    clock: Clock,
-    digest: String,
+    clock: Arc<Clock>,
+    digest: Arc<str>,
     path: PathBuf,
 }
 
@@ -215,6 +219,30 @@ impl Guest {
     /// # Errors
     /// An import that nothing provides, a missing `handler` export, or one of another shape; named, with the remedy.
     pub fn new(engine: &Engine, loaded: Loaded, configuration: Configuration, limits: Limits) -> Result<Self> {
+        let clock = Arc::new(Clock::start(engine.clone())?);
+        Self::linked(engine, loaded, configuration, limits, clock)
+    }
+
+    /// Another component in the same engine, with the same configuration and bounds.
+    ///
+    /// # Errors
+    /// As [`Guest::new`].
+    pub fn with(&self, loaded: Loaded) -> Result<Self> {
+        Self::linked(&self.engine, loaded, self.configuration.clone(), self.limits.clone(), self.clock.clone())
+    }
+
+    /// The engine that it is compiled for.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    fn linked(
+        engine: &Engine,
+        loaded: Loaded,
+        configuration: Configuration,
+        limits: Limits,
+        clock: Arc<Clock>,
+    ) -> Result<Self> {
         let Loaded { component, digest, path } = loaded;
         let name = path.display().to_string();
         let kind = component.component_type();
@@ -239,15 +267,7 @@ impl Guest {
             .and_then(TriagePre::new)
             .map_err(anyhow::Error::from)
             .with_context(|| format!("{name}: does not fit the interfaces of this host"))?;
-        Ok(Self {
-            engine: engine.clone(),
-            pre,
-            configuration,
-            limits,
-            clock: Clock::start(engine.clone())?,
-            digest,
-            path,
-        })
+        Ok(Self { engine: engine.clone(), pre, configuration, limits, clock, digest: digest.into(), path })
     }
 
     /// Makes an instance and throws it away: what only then shows is said at start instead of for every message.
@@ -334,7 +354,7 @@ impl Handler for Guest {
         self.path.display().to_string()
     }
 
-    fn digest(&self) -> &str {
+    fn digest(&self) -> &Arc<str> {
         &self.digest
     }
 
