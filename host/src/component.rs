@@ -611,3 +611,47 @@ mod tests {
         assert_eq!(digest(b""), "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
     }
 }
+
+#[cfg(test)]
+mod fuzz {
+    use super::*;
+    use ::fuzz::{Strategy, any, check, collection, mutated};
+
+    fn whole(code: &[u8], of_component: [u8; HASH_BYTES]) -> Vec<u8> {
+        let hash = hash_of(code, &of_component);
+        [code, TRAILER_MAGIC, hash.as_slice(), &of_component].concat()
+    }
+
+    /// Bytes that no `host compile` has written, or that somebody has been at, never come to be taken for machine code.
+    #[test]
+    fn only_what_was_compiled_is_opened() {
+        check("opening bytes that are anything", 3_000, collection::vec(any::<u8>(), 0..400), |bytes| {
+            assert!(opened(&bytes).is_err());
+        });
+        let code = (0..=255_u8).cycle().take(700).collect::<Vec<u8>>();
+        let original = whole(&code, [7; HASH_BYTES]);
+        assert_eq!(opened(&original), Ok((&code[..], &[7; HASH_BYTES][..])));
+        check("opening a .cwasm that was changed", 3_000, mutated(original.clone()), |bytes| {
+            assert!(bytes == original || opened(&bytes).is_err(), "taken for whole");
+        });
+        let changed = collection::vec(any::<u8>(), 0..400).prop_flat_map(|code| {
+            let whole = whole(&code, [9; HASH_BYTES]);
+            mutated(whole.clone()).prop_map(move |changed| (whole.clone(), changed))
+        });
+        check("opening what was changed of any code", 3_000, changed, |(whole, changed)| {
+            assert!(opened(&whole).is_ok());
+            assert!(changed == whole || opened(&changed).is_err(), "taken for whole");
+        });
+    }
+
+    /// Digests are read or refused, whatever the text, and what is read is what was meant.
+    #[test]
+    fn pins_are_digests() {
+        check("reading a pinned digest", 3_000, "(sha256:)?[0-9a-fA-Fg:]{60,66}|\\PC{0,80}", |text| {
+            if let Ok(Pin(pin)) = text.parse::<Pin>() {
+                assert_eq!(pin, text.to_ascii_lowercase());
+                assert_eq!(pin.len(), DIGEST_PREFIX.len() + 2 * HASH_BYTES);
+            }
+        });
+    }
+}
