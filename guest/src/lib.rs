@@ -97,4 +97,6 @@ impl Reasons {
 }
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;

@@ -7,6 +7,7 @@ use hyper::body::{Bytes, Incoming};
 use hyper::header::CONTENT_TYPE;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus::core::Collector as _;
 use prometheus::local::LocalHistogram;
 use prometheus::{
     Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
@@ -57,20 +58,21 @@ pub struct Metrics {
     /// Dead letters of this consumer that are stored now.
     pub dead_letters: IntGauge,
     last_settled: Gauge,
-    pool_use: Arc<dyn Fn() -> Option<PoolUse> + Send + Sync>,
+    component_loads: IntCounterVec,
+    component: Arc<dyn Fn() -> (Arc<str>, Option<PoolUse>) + Send + Sync>,
     pool_instances: IntGauge,
     pool_kept: IntGauge,
 }
 
 impl Metrics {
-    /// Registers all metrics, with what does not change while the host runs; asks `pool_use` whenever they are read.
+    /// Registers all metrics, with what does not change while the host runs; asks `component` for its digest and its
+    /// pool whenever they are read.
     ///
     /// # Errors
     /// None in practice: the names are fixed.
     pub fn new(
-        digest: &str,
         slots: u32,
-        pool_use: impl Fn() -> Option<PoolUse> + Send + Sync + 'static,
+        component: impl Fn() -> (Arc<str>, Option<PoolUse>) + Send + Sync + 'static,
     ) -> Result<Self> {
         let registry = Registry::new();
         let histogram = |name: &str, help: &str| -> Result<Histogram> {
@@ -103,12 +105,14 @@ impl Metrics {
             "When a message was last settled, in seconds since 1970; 0 before the first.",
         )?;
         registry.register(Box::new(last_settled.clone()))?;
-        let info = IntGaugeVec::new(
-            Opts::new("mailroom_component_info", "The component that runs, by its digest; always 1."),
-            &["digest"],
+        let component_loads = IntCounterVec::new(
+            Opts::new("mailroom_component_loads_total", "Loads of a component while the host runs, by outcome."),
+            &["outcome"],
         )?;
-        info.with_label_values(&[digest]).set(1);
-        registry.register(Box::new(info))?;
+        for outcome in ["replaced", "unchanged", "refused"] {
+            component_loads.with_label_values(&[outcome]);
+        }
+        registry.register(Box::new(component_loads.clone()))?;
         let build = IntGaugeVec::new(Opts::new("mailroom_build_info", "The host's version; always 1."), &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         registry.register(Box::new(build))?;
@@ -141,7 +145,8 @@ impl Metrics {
             store_failures,
             slow_guests,
             last_settled,
-            pool_use: Arc::new(pool_use),
+            component_loads,
+            component: Arc::new(component),
             registry,
         })
     }
@@ -151,13 +156,25 @@ impl Metrics {
         self.messages.with_label_values(&[outcome, reason]).inc();
     }
 
+    /// Counts that a component was loaded while the host runs: `replaced`, `unchanged` or `refused`.
+    pub fn component_load(&self, outcome: &str) {
+        self.component_loads.with_label_values(&[outcome]).inc();
+    }
+
     fn text(&self) -> Result<Vec<u8>> {
-        if let Some(PoolUse { instances, kept_bytes }) = (self.pool_use)() {
+        let (digest, pool_use) = (self.component)();
+        if let Some(PoolUse { instances, kept_bytes }) = pool_use {
             self.pool_instances.set(i64::try_from(instances).unwrap_or(i64::MAX));
             self.pool_kept.set(i64::try_from(kept_bytes).unwrap_or(i64::MAX));
         }
+        // Made anew each time: there is one component, and none before it.
+        let info = IntGaugeVec::new(
+            Opts::new("mailroom_component_info", "The component that runs, by its digest; always 1."),
+            &["digest"],
+        )?;
+        info.with_label_values(&[&digest]).set(1);
         let mut text = Vec::new();
-        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        TextEncoder::new().encode(&[self.registry.gather(), info.collect()].concat(), &mut text)?;
         Ok(text)
     }
 }
@@ -406,7 +423,7 @@ mod tests {
 
     #[test]
     fn counts_reach_the_text_when_flushed() -> Result<()> {
-        let metrics = Metrics::new("sha256:00", 4, || None)?;
+        let metrics = Metrics::new(4, || ("sha256:00".into(), None))?;
         let stages = Stages::new(&metrics);
         stages.settled("verdict", "");
         stages.settled("verdict", "");

@@ -7,11 +7,13 @@ use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
-/// Stands at the end of a `.cwasm`, behind what wasmtime wrote and before its SHA-256 and that of the component.
-const TRAILER_MAGIC: &[u8; 16] = b"mailroom-cwasm-2";
+/// Stands at the end of a `.cwasm`, behind what wasmtime wrote and before two SHA-256: of that together with the second,
+/// and of the component.
+const TRAILER_MAGIC: &[u8; 16] = b"mailroom-cwasm-3";
 const HASH_BYTES: usize = 32;
 const TRAILER_BYTES: usize = TRAILER_MAGIC.len() + 2 * HASH_BYTES;
 
@@ -23,6 +25,38 @@ pub struct Loaded {
     pub digest: String,
     /// Where it came from.
     pub path: PathBuf,
+}
+
+/// The digest of the only component that may run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pin(String);
+
+impl FromStr for Pin {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let digits = text.strip_prefix(DIGEST_PREFIX).filter(|digits| digits.len() == 2 * HASH_BYTES);
+        match digits {
+            Some(digits) if digits.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
+                Ok(Self(format!("{DIGEST_PREFIX}{}", digits.to_ascii_lowercase())))
+            }
+            _ => Err("sha256: and 64 hexadecimal digits, as `host inspect` prints them".into()),
+        }
+    }
+}
+
+impl Pin {
+    /// Refuses the component in the file at `path` if its digest is another.
+    fn check(pin: Option<&Self>, path: &Path, digest: &str) -> Result<()> {
+        match pin {
+            Some(Self(pinned)) if pinned != digest => bail!(
+                "{0}: is {digest}, and --component-digest lets only {pinned} run; `host inspect` says which digest a \
+                 component has",
+                path.display()
+            ),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// What a file's first bytes say it is.
@@ -78,19 +112,19 @@ pub struct CacheArgs {
 
 impl CacheArgs {
     /// Loads the component at `path` into `engine`: a `.cwasm` is mapped as it is, a `.wasm` is compiled, unless it
-    /// was before.
+    /// was before. It is looked at no further than to its digest if that is not the one of `pin`.
     ///
     /// # Errors
     /// An unreadable file, one that is no component, one that does not validate, a `.cwasm` made by another version or
-    /// configuration; each named, with the remedy.
-    pub fn load(&self, engine: &Engine, path: &Path) -> Result<Loaded> {
+    /// configuration, another digest than the one of `pin`; each named, with the remedy.
+    pub fn load(&self, engine: &Engine, path: &Path, pin: Option<&Pin>) -> Result<Loaded> {
         let mut file = File::open(path).with_context(|| format!("open component {}", path.display()))?;
         let mut head = [0; 8];
         let length = read_up_to(&mut file, &mut head).with_context(|| format!("read component {}", path.display()))?;
         let name = path.display();
         match Kind::of(&head[..length]) {
-            Kind::Component => self.load_wasm(engine, path),
-            Kind::Compiled => load_compiled(engine, path),
+            Kind::Component => self.load_wasm(engine, path, pin),
+            Kind::Compiled => load_compiled(engine, path, pin, Code::of_operator(path)),
             Kind::CoreModule => bail!(
                 "{name}: is a core module, not a component; make one of it with `host compile {name} --output \
                  COMPONENT.wasm`"
@@ -100,13 +134,14 @@ impl CacheArgs {
     }
 
     #[cfg(feature = "compile")]
-    fn load_wasm(&self, engine: &Engine, path: &Path) -> Result<Loaded> {
+    fn load_wasm(&self, engine: &Engine, path: &Path, pin: Option<&Pin>) -> Result<Loaded> {
         let bytes = std::fs::read(path).with_context(|| format!("read component {}", path.display()))?;
-        let Some(cache) = self.cache(engine) else { return from_bytes(engine, path, &bytes) };
         let digest = digest(&bytes);
+        Pin::check(pin, path, &digest)?;
+        let Some(cache) = self.cache(engine) else { return from_bytes(engine, path, &bytes) };
         let key = digest.trim_start_matches(DIGEST_PREFIX);
         if let Some(file) = cache.find(key) {
-            match load_compiled(engine, &file) {
+            match load_compiled(engine, &file, None, Code::Mapped) {
                 Ok(Loaded { component, digest: found, .. }) if found == digest => {
                     return Ok(Loaded { component, digest, path: path.to_path_buf() });
                 }
@@ -124,7 +159,7 @@ impl CacheArgs {
         match keep() {
             Ok(file) => {
                 tracing::info!("compiled {}; kept for the next start in {}", path.display(), file.display());
-                let Loaded { component, digest, .. } = load_compiled(engine, &file)?;
+                let Loaded { component, digest, .. } = load_compiled(engine, &file, None, Code::Mapped)?;
                 Ok(Loaded { component, digest, path: path.to_path_buf() })
             }
             Err(err) => {
@@ -153,7 +188,7 @@ impl CacheArgs {
     }
 
     #[cfg(not(feature = "compile"))]
-    fn load_wasm(&self, _engine: &Engine, path: &Path) -> Result<Loaded> {
+    fn load_wasm(&self, _engine: &Engine, path: &Path, _pin: Option<&Pin>) -> Result<Loaded> {
         bail!(
             "{0}: has to be compiled, and this host has no compiler; run `host compile {0}` with one that has, and \
              load the .cwasm",
@@ -212,22 +247,57 @@ fn not_loaded(path: &Path, err: wasmtime::Error) -> anyhow::Error {
 
 const AGAIN: &str = "make a new one with `host compile COMPONENT.wasm` of this version";
 
-fn load_compiled(engine: &Engine, path: &Path) -> Result<Loaded> {
+/// How the machine code of a `.cwasm` comes into memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Code {
+    /// As the file's pages, shared with all that map it. Whoever changes the file changes what runs.
+    Mapped,
+    /// As a copy of what was checked.
+    Copied,
+}
+
+impl Code {
+    /// For a file of the operator's, which somebody may write over while it runs, unless its file system is read-only
+    /// here, as it is in pods.
+    fn of_operator(path: &Path) -> Self {
+        match rustix::fs::statvfs(path) {
+            Ok(found) if found.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY) => Self::Mapped,
+            _ => Self::Copied,
+        }
+    }
+}
+
+/// The machine code in the bytes of a `.cwasm`, and the SHA-256 of the component it was made of.
+///
+/// # Errors
+/// Bytes without the trailer of this version, or with one that is of other code: what is wrong.
+fn opened(bytes: &[u8]) -> Result<(&[u8], &[u8]), &'static str> {
+    let trailer = bytes.split_last_chunk::<TRAILER_BYTES>().filter(|(_, end)| end.starts_with(TRAILER_MAGIC));
+    let (code, trailer) = trailer.ok_or("is no .cwasm of this host's version, or was cut short")?;
+    let (of_all, of_component) = trailer[TRAILER_MAGIC.len()..].split_at(HASH_BYTES);
+    if hash_of(code, of_component) == of_all { Ok((code, of_component)) } else { Err("is damaged") }
+}
+
+/// The SHA-256 in a `.cwasm` of all that has to be whole: the machine code and the SHA-256 of its component.
+fn hash_of(code: &[u8], of_component: &[u8]) -> Vec<u8> {
+    Sha256::new().chain_update(code).chain_update(of_component).finalize().to_vec()
+}
+
+fn load_compiled(engine: &Engine, path: &Path, pin: Option<&Pin>, how: Code) -> Result<Loaded> {
     let name = path.display();
     let bytes = std::fs::read(path).with_context(|| format!("read {name}"))?;
-    let trailer = bytes.split_last_chunk::<TRAILER_BYTES>().filter(|(_, end)| end.starts_with(TRAILER_MAGIC));
-    let Some((code, trailer)) = trailer else {
-        bail!("{name}: is no .cwasm of this host's version, or was cut short; {AGAIN}");
-    };
-    let (of_code, of_component) = trailer[TRAILER_MAGIC.len()..].split_at(HASH_BYTES);
-    if Sha256::digest(code).as_slice() != of_code {
-        bail!("{name}: is damaged; {AGAIN}");
-    }
+    let (code, of_component) = opened(&bytes).map_err(|wrong| anyhow::anyhow!("{name}: {wrong}; {AGAIN}"))?;
+    let digest = format_digest(of_component);
+    Pin::check(pin, path, &digest)?;
     // SAFETY: machine code has to be trusted. The operator named this file, `docs/operating.md` says what that
     // means, or it lies where nobody else can have put it; and wasmtime checks its version, its target and its
     // settings against the engine before using it.
-    let component = unsafe { Component::deserialize_file(engine, path) }.map_err(|err| not_loaded(path, err))?;
-    Ok(Loaded { component, digest: format_digest(of_component), path: path.to_path_buf() })
+    let component = match how {
+        Code::Mapped => unsafe { Component::deserialize_file(engine, path) },
+        Code::Copied => unsafe { Component::deserialize(engine, code) },
+    };
+    let component = component.map_err(|err| not_loaded(path, err))?;
+    Ok(Loaded { component, digest, path: path.to_path_buf() })
 }
 
 const DIGEST_PREFIX: &str = "sha256:";
@@ -358,10 +428,11 @@ mod compiling {
     /// The `.cwasm` of a component for engines like this one.
     pub(super) fn compiled(engine: &Engine, component: &[u8]) -> wasmtime::Result<Vec<u8>> {
         let mut bytes = engine.precompile_component(component)?;
-        let hash = Sha256::digest(&bytes);
+        let of_component = Sha256::digest(component);
+        let hash = hash_of(&bytes, &of_component);
         bytes.extend_from_slice(TRAILER_MAGIC);
         bytes.extend_from_slice(&hash);
-        bytes.extend_from_slice(&Sha256::digest(component));
+        bytes.extend_from_slice(&of_component);
         Ok(bytes)
     }
 
@@ -453,7 +524,7 @@ mod compiling {
             let kind = Kind::of(&bytes);
             let (interfaces, digest) = if kind == Kind::Compiled {
                 let engine = Engine::new(&crate::engine::config())?;
-                let loaded = load_compiled(&engine, path)?;
+                let loaded = load_compiled(&engine, path, None, Code::Copied)?;
                 let kind = loaded.component.component_type();
                 let imports = kind.imports(&engine).map(|(name, _)| name.to_string()).collect();
                 let exports = kind.exports(&engine).map(|(name, _)| name.to_string()).collect();
@@ -517,9 +588,70 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_pin_is_a_whole_digest() {
+        let digits = "0123456789abcdef".repeat(4);
+        let pinned = format!("sha256:{digits}");
+        let path = Path::new("triage.wasm");
+        for text in [pinned.clone(), format!("sha256:{}", digits.to_uppercase())] {
+            let pin = text.parse::<Pin>().expect("a pin");
+            assert!(Pin::check(Some(&pin), path, &pinned).is_ok());
+            let refused = Pin::check(Some(&pin), path, "sha256:00").expect_err("another").to_string();
+            assert!(refused.contains("is sha256:00") && refused.contains(&pinned), "{refused}");
+        }
+        assert!(Pin::check(None, path, "sha256:00").is_ok());
+        for text in ["", "sha256:", &digits, &pinned[..70], &format!("{pinned}0"), &pinned.replace('a', "g")] {
+            assert!(text.parse::<Pin>().is_err(), "{text}");
+        }
+    }
+
     #[cfg(feature = "compile")]
     #[test]
     fn a_digest_names_its_algorithm() {
         assert_eq!(digest(b""), "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+    }
+}
+
+#[cfg(test)]
+mod fuzz {
+    use super::*;
+    use ::fuzz::{Strategy, any, check, collection, mutated};
+
+    fn whole(code: &[u8], of_component: [u8; HASH_BYTES]) -> Vec<u8> {
+        let hash = hash_of(code, &of_component);
+        [code, TRAILER_MAGIC, hash.as_slice(), &of_component].concat()
+    }
+
+    /// Bytes that no `host compile` has written, or that somebody has been at, never come to be taken for machine code.
+    #[test]
+    fn only_what_was_compiled_is_opened() {
+        check("opening bytes that are anything", 3_000, collection::vec(any::<u8>(), 0..400), |bytes| {
+            assert!(opened(&bytes).is_err());
+        });
+        let code = (0..=255_u8).cycle().take(700).collect::<Vec<u8>>();
+        let original = whole(&code, [7; HASH_BYTES]);
+        assert_eq!(opened(&original), Ok((&code[..], &[7; HASH_BYTES][..])));
+        check("opening a .cwasm that was changed", 3_000, mutated(original.clone()), |bytes| {
+            assert!(bytes == original || opened(&bytes).is_err(), "taken for whole");
+        });
+        let changed = collection::vec(any::<u8>(), 0..400).prop_flat_map(|code| {
+            let whole = whole(&code, [9; HASH_BYTES]);
+            mutated(whole.clone()).prop_map(move |changed| (whole.clone(), changed))
+        });
+        check("opening what was changed of any code", 3_000, changed, |(whole, changed)| {
+            assert!(opened(&whole).is_ok());
+            assert!(changed == whole || opened(&changed).is_err(), "taken for whole");
+        });
+    }
+
+    /// Digests are read or refused, whatever the text, and what is read is what was meant.
+    #[test]
+    fn pins_are_digests() {
+        check("reading a pinned digest", 3_000, "(sha256:)?[0-9a-fA-Fg:]{60,66}|\\PC{0,80}", |text| {
+            if let Ok(Pin(pin)) = text.parse::<Pin>() {
+                assert_eq!(pin, text.to_ascii_lowercase());
+                assert_eq!(pin.len(), DIGEST_PREFIX.len() + 2 * HASH_BYTES);
+            }
+        });
     }
 }

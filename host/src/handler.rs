@@ -15,7 +15,7 @@ pub trait Handler: Send + Sync + 'static {
 
     /// Names it in the header `Mailroom-Component` and in metrics: the SHA-256 of a component's bytes, as `sha256:…`; of
     /// a `.cwasm`, that of the `.wasm` it was made from.
-    fn digest(&self) -> &str;
+    fn digest(&self) -> &Arc<str>;
 
     /// Begins to run once on `message`. Nothing happens before the call is polled.
     fn triage(self: &Arc<Self>, message: Arc<Message>) -> Self::Call;

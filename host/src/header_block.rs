@@ -89,3 +89,58 @@ mod tests {
         assert_eq!(block_bytes(&headers), block_of(&headers).len());
     }
 }
+
+#[cfg(test)]
+mod fuzz {
+    use super::*;
+    use ::fuzz::{Strategy, any, check, collection, mutated, prop_oneof};
+
+    fn block(headers: &[(String, String)]) -> (HeaderMap, Vec<u8>) {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            let name: HeaderName = name.parse().expect("a name");
+            map.append(name, value.trim().parse::<HeaderValue>().expect("a value"));
+        }
+        let block = block_of(&map);
+        (map, block)
+    }
+
+    fn headers() -> impl Strategy<Value = Vec<(String, String)>> {
+        collection::vec(("[!-9;-~]{1,12}", "\\PC{0,20}"), 0..8)
+    }
+
+    /// Headers that are written as a block are read again as they were, and the block is as long as was said.
+    #[test]
+    fn a_block_gives_back_its_headers() {
+        check("headers through a block", 4_000, headers(), |headers| {
+            let (map, block) = block(&headers);
+            assert_eq!(fault(&block), None);
+            assert_eq!(readable(&block), map);
+            assert_eq!(block_bytes(&map), block.len());
+        });
+    }
+
+    /// Whatever a sender calls headers is read as far as it can be, and what was read can be written.
+    #[test]
+    fn any_block_is_read_as_far_as_it_can_be() {
+        let changed = headers().prop_flat_map(|headers| mutated(block(&headers).1));
+        let bytes = prop_oneof![collection::vec(any::<u8>(), 0..200), changed];
+        check("a block of anything", 6_000, bytes, |bytes| {
+            let found = readable(&bytes);
+            let block = block_of(&found);
+            assert_eq!(block_bytes(&found), block.len());
+            assert_eq!(fault(&block), None, "what was read cannot be read again: {found:?}");
+            // Blanks around a value do not survive; a folded one may begin with some.
+            let trimmed = |headers: &HeaderMap| -> Vec<(String, Vec<String>)> {
+                let trimmed = headers.iter().map(|(name, values)| {
+                    (name.to_string(), values.iter().map(|value| value.as_str().trim().to_owned()).collect())
+                });
+                let mut trimmed: Vec<_> = trimmed.collect();
+                trimmed.sort();
+                trimmed
+            };
+            assert_eq!(trimmed(&readable(&block)), trimmed(&found));
+            let _ = fault(&bytes);
+        });
+    }
+}

@@ -14,8 +14,9 @@ use crate::letter::Origin;
 use crate::names::Names;
 use crate::nats::{ConnectError, Nats, refusal};
 use crate::pool::turn;
+use crate::replacement::{Current, View};
 use crate::settle::{DeadReason, Policy, Settlement, admit, settle};
-use crate::sink::{Sink, StoreError, Stored};
+use crate::sink::{Cause, Sink, StoreError, Stored};
 use crate::source::{Delivery, Event, Source};
 use crate::unreadable::Alarm;
 use anyhow::{Context, Result, ensure};
@@ -48,8 +49,8 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What all shards share, and what does not change while the host runs.
 pub struct Host<H> {
-    /// What runs on every message.
-    pub guest: Arc<H>,
+    /// What runs on every message, until it is replaced.
+    pub guest: Current<H>,
     /// Where NATS is.
     pub nats: Nats,
     /// The streams, the consumer and the subjects.
@@ -222,8 +223,8 @@ impl<H: Handler> Host<H> {
                     tracing::info!("shard {number}: fetching goes on; {} returned as gone", counted(gone, "message"));
                 }
                 let served = Shard {
-                    guest: &self.guest,
-                    sink: Sink::new(jetstream.clone(), self.names.clone(), self.guest.digest().to_string()),
+                    guest: self.guest.view(),
+                    sink: Sink::new(jetstream.clone(), self.names.clone()),
                     client: client.clone(),
                     policy: &self.policy,
                     max_in_flight: self.max_in_flight,
@@ -268,7 +269,7 @@ fn is_broken_off(client: &Client) -> bool {
 }
 
 struct Shard<'a, H: Handler> {
-    guest: &'a Arc<H>,
+    guest: View<H>,
     sink: Sink,
     client: Client,
     policy: &'a Policy,
@@ -441,12 +442,13 @@ impl<H: Handler> Shard<'_, H> {
         if (delivery.count > 1 || replayed) && self.has_verdict(&delivery.message).await {
             return self.acknowledge(&delivery, AckKind::Ack, "duplicate", "").await;
         }
-        let settlement = match (&delivery.origin, admit(delivery.count, delivery.bytes(), self.policy)) {
-            (Origin::Odd(why), _) => Settlement::Dead(DeadReason::REPLAY, why.clone()),
-            (_, Some(dead)) => dead,
+        let not_run = |settlement| (settlement, self.guest.get().digest().clone());
+        let (settlement, component) = match (&delivery.origin, admit(delivery.count, delivery.bytes(), self.policy)) {
+            (Origin::Odd(why), _) => not_run(Settlement::Dead(DeadReason::REPLAY, why.clone())),
+            (_, Some(dead)) => not_run(dead),
             (_, None) => {
-                let Some(settlement) = self.run(&delivery).await else { return };
-                settlement
+                let Some(settled) = self.run(&delivery).await else { return };
+                settled
             }
         };
 
@@ -459,7 +461,7 @@ impl<H: Handler> Shard<'_, H> {
         let started = Instant::now();
         match settlement {
             Settlement::Verdict(verdict) => {
-                let attempt = || self.store(&delivery, &verdict);
+                let attempt = || self.store(&delivery, &verdict, &component);
                 let stored = match self.persist(self.verdicts, "store a verdict", attempt).await {
                     Ok(stored) => stored,
                     Err(err) => return self.unstorable(&delivery, "verdict", &err).await,
@@ -474,7 +476,8 @@ impl<H: Handler> Shard<'_, H> {
                 self.acknowledge(&delivery, AckKind::Nak(Some(wait)), "retry", reason.name()).await;
             }
             Settlement::Dead(reason, detail) => {
-                let attempt = || self.sink.dead(&delivery, reason, &detail);
+                let cause = Cause { reason, detail: &detail, component: &component };
+                let attempt = || self.sink.dead(&delivery, cause);
                 match self.persist(self.dead_letters, "store a dead letter", attempt).await {
                     Ok(_) => self.stages.observe(Stage::Publish, started.elapsed()),
                     Err(err) => return self.unstorable(&delivery, "dead letter", &err).await,
@@ -486,11 +489,13 @@ impl<H: Handler> Shard<'_, H> {
         }
     }
 
-    /// Runs the guest on the message in a free slot. Nothing, if the host stops before it could begin.
-    async fn run(&self, delivery: &Delivery) -> Option<Settlement> {
+    /// Runs the guest on the message in a free slot: what is to become of it, and the digest of what ran. Nothing, if
+    /// the host stops before it could begin.
+    async fn run(&self, delivery: &Delivery) -> Option<(Settlement, Arc<str>)> {
         let slot = self.slot(delivery).await?;
         self.stages.observe(Stage::QueueWait, delivery.arrived.elapsed());
-        let mut call = self.guest.triage(delivery.message.clone());
+        let mut guest = self.guest.get();
+        let mut call = guest.triage(delivery.message.clone());
         let run = match turn(&mut call).await {
             Some(run) => run,
             None => {
@@ -498,17 +503,18 @@ impl<H: Handler> Shard<'_, H> {
                 match self.lane.try_enter() {
                     Some(place) => place.finish(call).await?,
                     None => {
-                        drop((call, slot));
+                        drop((call, guest, slot));
                         let place = self.lane.enter().await?;
                         let _slot = self.slot(delivery).await?;
-                        place.finish(self.guest.triage(delivery.message.clone())).await?
+                        guest = self.guest.get();
+                        place.finish(guest.triage(delivery.message.clone())).await?
                     }
                 }
             }
         };
         self.stages.observe(Stage::Instantiate, run.instantiate);
         self.stages.observe(Stage::Guest, run.guest);
-        Some(settle(run.outcome, delivery.count, self.policy, Self::spread()))
+        Some((settle(run.outcome, delivery.count, self.policy, Self::spread()), guest.digest().clone()))
     }
 
     /// A free slot. Nothing, if the host stops first: the message is handed back then.
@@ -523,12 +529,12 @@ impl<H: Handler> Shard<'_, H> {
 
     /// Tries once to store the verdict. The server knows a second one by its message id only for a while; after half
     /// of it every attempt looks first, for another host may have had the message meanwhile.
-    async fn store(&self, delivery: &Delivery, verdict: &Verdict) -> Result<Stored, StoreError> {
+    async fn store(&self, delivery: &Delivery, verdict: &Verdict, component: &str) -> Result<Stored, StoreError> {
         let late = delivery.arrived.elapsed() > self.half_window;
         if late && self.sink.has_verdict(&delivery.message.id).await? {
             return Ok(Stored::Before);
         }
-        self.sink.verdict(delivery, verdict).await
+        self.sink.verdict(delivery, verdict, component).await
     }
 
     async fn has_verdict(&self, message: &Message) -> bool {
@@ -602,13 +608,14 @@ impl<H: Handler> Shard<'_, H> {
         HoldGuard { held: &self.held, key: self.held.borrow_mut().insert(held) }
     }
 
-    /// Tells the server of messages that take long, and hands the metrics over.
+    /// Tells the server of messages that take long, hands the metrics over, and lets go of a component that was replaced.
     async fn beat(&self, running: usize) {
         // Without a connection there is nobody to tell, and the client's buffer must not fill up with it.
         if self.client.connection_state() == async_nats::connection::State::Connected && self.identity.is_sure() {
             self.tell_of_long_ones().await;
         }
         self.stages.flush(running, self.slots_total - self.slots.available_permits(), self.lane.len());
+        self.guest.get();
     }
 
     async fn tell_of_long_ones(&self) {

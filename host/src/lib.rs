@@ -8,6 +8,7 @@
 //! NATS client cannot read are found by [`unreadable`]. [`admin`] shows all of it to operators.
 //!
 //! The loop runs any [`handler`]: the pool's components, or a [`native`] function, which they are measured against.
+//! [`replacement`] puts another component in the place of one that runs.
 
 mod cli;
 mod run;
@@ -22,6 +23,7 @@ mod lane;
 mod letter;
 pub mod native;
 pub mod pool;
+mod replacement;
 mod room;
 mod scheduling;
 mod settle;

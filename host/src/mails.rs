@@ -504,3 +504,85 @@ mod tests {
         assert!(missing[0].starts_with("nothing: "), "{missing:?}");
     }
 }
+
+#[cfg(test)]
+mod fuzz {
+    use super::*;
+    use ::fuzz::{Strategy, any, check, collection, mutated, prop_oneof, sample};
+
+    const FROM: &str = "From ann@example.com Thu Jan  1 00:00:00 1970\n";
+
+    /// Mails that end in a newline, as all in an mbox do, with lines that look like the mbox's own.
+    fn mail() -> impl Strategy<Value = Vec<u8>> {
+        let line = prop_oneof![
+            sample::select(vec!["", "From here", ">From there", ">>From", "A: b", "\r", FROM.trim_end()])
+                .prop_map(|line| line.as_bytes().to_vec()),
+            collection::vec(any::<u8>(), 0..30),
+        ];
+        collection::vec(line, 0..12).prop_map(|lines| [lines.join(&b'\n'), b"\n".to_vec()].concat())
+    }
+
+    /// An mbox of these mails, as mboxrd has it.
+    fn mbox(mails: &[Vec<u8>]) -> Vec<u8> {
+        let mut mbox = Vec::new();
+        for mail in mails {
+            mbox.extend_from_slice(FROM.as_bytes());
+            for line in mail.split_inclusive(|byte| *byte == b'\n') {
+                let quotes = line.iter().take_while(|byte| **byte == b'>').count();
+                if line[quotes..].starts_with(b"From ") {
+                    mbox.push(b'>');
+                }
+                mbox.extend_from_slice(line);
+            }
+            mbox.push(b'\n');
+        }
+        mbox
+    }
+
+    fn read(bytes: &[u8], sure: bool) -> Vec<Result<Mail>> {
+        let mut mbox = Mbox::new("box".into(), bytes, sure);
+        std::iter::from_fn(|| mbox.next()).take(1_000).collect()
+    }
+
+    /// Mails that were put into an mbox come out of it byte for byte, whatever they are.
+    #[test]
+    fn an_mbox_gives_back_what_was_put_in() {
+        check("mails through an mbox", 4_000, collection::vec(mail(), 1..6), |mails| {
+            let found = read(&mbox(&mails), true).into_iter().map(|mail| mail.expect("a mail").data);
+            assert_eq!(found.collect::<Vec<_>>(), mails);
+        });
+    }
+
+    /// Whatever a file holds, reading it ends, and gives no byte that is not in it.
+    #[test]
+    fn any_file_can_be_read_as_an_mbox() {
+        let changed = collection::vec(mail(), 0..4).prop_flat_map(|mails| mutated(mbox(&mails)));
+        let bytes = prop_oneof![collection::vec(any::<u8>(), 0..300), changed];
+        check("an mbox of anything", 4_000, (bytes, any::<bool>()), |(bytes, sure)| {
+            let found = read(&bytes, sure);
+            assert!(found.len() < 1_000, "it does not end");
+            let data: usize = found.iter().flatten().map(|mail| mail.data.len()).sum();
+            assert!(data <= bytes.len());
+            if !sure && found.len() == 1 {
+                assert_eq!(found[0].as_ref().expect("a mail").data, bytes, "one mail is the whole file");
+            }
+        });
+    }
+
+    /// A Maildir's files are mails as they stand, whatever their bytes look like.
+    #[test]
+    fn a_maildir_gives_back_its_files() {
+        let files = collection::btree_map("[a-z0-9:,=]{1,20}", collection::vec(any::<u8>(), 0..200), 0..6);
+        check("mails of a Maildir", 60, files, |files| {
+            let folder = tempfile::tempdir().expect("a folder");
+            for part in ["cur", "new", "tmp"] {
+                fs::create_dir(folder.path().join(part)).expect("a folder");
+            }
+            for (at, (name, data)) in files.iter().enumerate() {
+                fs::write(folder.path().join(["cur", "new"][at % 2]).join(name), data).expect("written");
+            }
+            let found = mails(&[folder.path().to_owned()], Format::Auto).map(|mail| mail.expect("a mail").data);
+            assert!(found.eq(files.into_values()));
+        });
+    }
+}

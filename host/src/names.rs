@@ -326,3 +326,68 @@ mod tests {
         assert!(check_pattern("--subjects", "mail..in").is_err());
     }
 }
+
+#[cfg(test)]
+mod fuzz {
+    use super::*;
+    use ::fuzz::{Strategy, check, collection, sample};
+
+    /// All subjects of up to four tokens that are `a` or `b`.
+    fn subjects() -> Vec<String> {
+        let mut subjects = vec!["a".to_owned(), "b".to_owned()];
+        let mut last = subjects.clone();
+        for _ in 1..4 {
+            last = last.iter().flat_map(|subject| ["a", "b"].map(|token| format!("{subject}.{token}"))).collect();
+            subjects.extend(last.clone());
+        }
+        subjects
+    }
+
+    fn pattern() -> impl Strategy<Value = String> {
+        let tokens = collection::vec(sample::select(vec!["a", "b", "*"]), 0..3);
+        (tokens, sample::select(vec!["a", "b", "*", ">"])).prop_map(|(mut tokens, last)| {
+            tokens.push(last);
+            tokens.join(".")
+        })
+    }
+
+    /// Patterns overlap if some subject matches both, and one covers the other if all do that match that.
+    #[test]
+    fn patterns_are_compared_by_what_they_match() {
+        let subjects = subjects();
+        check("comparing two patterns", 4_000, (pattern(), pattern()), |(one, other)| {
+            check_pattern("--subject", &one).expect("a pattern");
+            let both = |subject: &&String| covers(&one, subject) && covers(&other, subject);
+            assert_eq!(overlap(&one, &other), subjects.iter().any(|subject| both(&subject)), "overlap");
+            assert_eq!(overlap(&one, &other), overlap(&other, &one), "the other way round");
+            let all = subjects.iter().filter(|subject| covers(&other, subject)).all(|subject| covers(&one, subject));
+            assert_eq!(covers(&one, &other), all, "covers");
+        });
+    }
+
+    /// Whatever is given as a name is a name or refused; names make subjects that NATS takes.
+    #[test]
+    fn any_name_is_checked() {
+        let name = || "[A-Za-z0-9_.*>/ -]{0,12}|\\PC{0,8}";
+        check("names as typed", 6_000, (name(), name(), name()), |(stream, consumer, subject)| {
+            let is_subject = check_subject("--subject", &subject).is_ok();
+            let args = NameArgs {
+                stream: stream.clone(),
+                consumer: consumer.clone(),
+                verdict_stream: "VERDICTS".into(),
+                verdict_subject: subject.clone(),
+                dead_stream: "DEAD".into(),
+                dead_subject: "dead".into(),
+                replay_subject: "replay".into(),
+            };
+            let Ok(names) = args.resolve() else { return };
+            assert!(is_subject && !stream.is_empty() && !consumer.is_empty());
+            for subject in [names.dead_subject(), names.verdict_subject("q", "MAIL:1:c:2"), names.replay_subject("a.b")]
+            {
+                check_subject("made", &subject).expect("a subject");
+            }
+            let replay = names.replay_subject("a.b");
+            assert_eq!(names.replayed(&replay), Some((consumer.as_str(), "a.b")));
+        });
+    }
+}

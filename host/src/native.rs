@@ -35,10 +35,13 @@ where
 {
     let Cli { configuration, serve } = Cli::parse();
     let handler = configuration.resolve().and_then(|pairs| prepare(pairs.pairs()).map_err(anyhow::Error::msg));
-    end(handler.and_then(|handler| serve.execute(Native(handler))))
+    end(handler.and_then(|function| serve.execute(Native { function, digest: "native".into() })))
 }
 
-struct Native<F>(F);
+struct Native<F> {
+    function: F,
+    digest: Arc<str>,
+}
 
 impl<F> Handler for Native<F>
 where
@@ -50,8 +53,8 @@ where
         "native".to_string()
     }
 
-    fn digest(&self) -> &str {
-        "native"
+    fn digest(&self) -> &Arc<str> {
+        &self.digest
     }
 
     fn triage(self: &Arc<Self>, message: Arc<Message>) -> Call<F> {
@@ -74,7 +77,7 @@ impl<F: Fn(&Message) -> Result<Verdict, Failure>> Future for Call<F> {
 
     fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Run> {
         let started = Instant::now();
-        let outcome = outcome((self.native.0)(&self.message));
+        let outcome = outcome((self.native.function)(&self.message));
         Poll::Ready(Run { outcome, instantiate: Duration::ZERO, guest: started.elapsed() })
     }
 }

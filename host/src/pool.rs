@@ -75,6 +75,10 @@ const IDLE_TICKS: u32 = 100;
 /// no system call but one scan and no page fault for the next message. Less where memory is limited.
 const KEEP_RESIDENT_BYTES: usize = 1 << 20;
 
+/// Slots beside those for messages: one in which a component is tried out that is to replace another, however busy the
+/// host is.
+const SPARE_SLOTS: u32 = 1;
+
 /// Core instances and tables that one component may consist of. Ordinary toolchains make 3 to 5 of each.
 const PARTS_MAX: u32 = 32;
 
@@ -139,7 +143,7 @@ pub fn engine(limits: &mut Limits, least: u32) -> Result<Engine> {
             "each takes some of the memory mappings that a process may have (vm.max_map_count)",
         ),
     ] {
-        let slots = fitting(limits.slots, least, room);
+        let slots = fitting(limits.slots, least, room.map(|slots| slots.saturating_sub(SPARE_SLOTS.into())));
         if slots < limits.slots {
             limits.slots = slots;
             why = reason.to_string();
@@ -172,7 +176,7 @@ fn fitting(wanted: u32, least: u32, room: Option<u64>) -> u32 {
 }
 
 fn config_with_pool(limits: &Limits) -> Config {
-    let slots = limits.slots;
+    let slots = limits.slots + SPARE_SLOTS;
     let kept_bytes = match room::memory_limit() {
         Some(limit) => (limit / KEPT_PART / 2 / u64::from(slots)).min(KEEP_RESIDENT_BYTES as u64) as usize,
         None => KEEP_RESIDENT_BYTES,
@@ -204,8 +208,8 @@ pub struct Guest {
     pre: TriagePre<State>,
     configuration: Configuration,
     limits: Limits,
-    clock: Clock,
-    digest: String,
+    clock: Arc<Clock>,
+    digest: Arc<str>,
     path: PathBuf,
 }
 
@@ -215,6 +219,30 @@ impl Guest {
     /// # Errors
     /// An import that nothing provides, a missing `handler` export, or one of another shape; named, with the remedy.
     pub fn new(engine: &Engine, loaded: Loaded, configuration: Configuration, limits: Limits) -> Result<Self> {
+        let clock = Arc::new(Clock::start(engine.clone())?);
+        Self::linked(engine, loaded, configuration, limits, clock)
+    }
+
+    /// Another component in the same engine, with the same configuration and bounds.
+    ///
+    /// # Errors
+    /// As [`Guest::new`].
+    pub fn with(&self, loaded: Loaded) -> Result<Self> {
+        Self::linked(&self.engine, loaded, self.configuration.clone(), self.limits.clone(), self.clock.clone())
+    }
+
+    /// The engine that it is compiled for.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    fn linked(
+        engine: &Engine,
+        loaded: Loaded,
+        configuration: Configuration,
+        limits: Limits,
+        clock: Arc<Clock>,
+    ) -> Result<Self> {
         let Loaded { component, digest, path } = loaded;
         let name = path.display().to_string();
         let kind = component.component_type();
@@ -239,15 +267,7 @@ impl Guest {
             .and_then(TriagePre::new)
             .map_err(anyhow::Error::from)
             .with_context(|| format!("{name}: does not fit the interfaces of this host"))?;
-        Ok(Self {
-            engine: engine.clone(),
-            pre,
-            configuration,
-            limits,
-            clock: Clock::start(engine.clone())?,
-            digest,
-            path,
-        })
+        Ok(Self { engine: engine.clone(), pre, configuration, limits, clock, digest: digest.into(), path })
     }
 
     /// Makes an instance and throws it away: what only then shows is said at start instead of for every message.
@@ -334,7 +354,7 @@ impl Handler for Guest {
         self.path.display().to_string()
     }
 
-    fn digest(&self) -> &str {
+    fn digest(&self) -> &Arc<str> {
         &self.digest
     }
 
@@ -548,5 +568,146 @@ mod tests {
         };
         assert_eq!(driven(Turn::Over), Some(()));
         assert_eq!(driven(Turn::Fresh), None);
+    }
+}
+
+#[cfg(all(test, feature = "compile"))]
+mod fuzz {
+    use super::*;
+    use crate::component::from_bytes;
+    use crate::interface::{Issue, Verdict};
+    use ::fuzz::{Strategy, any, check, collection, option, prop_oneof, sample};
+    use std::path::Path;
+
+    const LIMITS: Limits = Limits {
+        slots: 1,
+        memory_max_bytes: 64 << 20,
+        deadline: Duration::from_secs(30),
+        output_max_bytes: 64 << 10,
+        host_calls_max: 100_000,
+    };
+
+    /// A component that is built, in a pool as hosts have it.
+    struct Bench {
+        guest: Arc<Guest>,
+        runtime: tokio::runtime::Runtime,
+    }
+
+    impl Bench {
+        fn of(name: &str) -> Self {
+            let folder = std::env::var_os("MAILROOM_TEST_COMPONENTS")
+                .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/components"), PathBuf::from);
+            let path = folder.join(name).with_extension("wasm");
+            let bytes = std::fs::read(&path)
+                .unwrap_or_else(|err| panic!("{}: {err}; `cargo xtask build` makes it", path.display()));
+            let engine = engine(&mut LIMITS.clone(), 1).expect("a pool");
+            let loaded = from_bytes(&engine, &path, &bytes).expect("a component");
+            let guest = Arc::new(Guest::new(&engine, loaded, Configuration::default(), LIMITS).expect("a guest"));
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+            Self { guest, runtime }
+        }
+
+        fn run(&self, message: Message) -> Result<Verdict, Failure> {
+            self.runtime.block_on(self.guest.triage(Arc::new(message))).outcome
+        }
+
+        fn tell(&self, command: &str) -> Result<Verdict, Failure> {
+            self.run(message(command.as_bytes()))
+        }
+    }
+
+    fn message(data: &[u8]) -> Message {
+        let (id, subject) = ("MAIL:1:triage:1".into(), "mail.test".into());
+        Message { id, subject, headers: Vec::new(), time: 0, attempt: 1, data: data.to_vec() }
+    }
+
+    fn is_out_of_bounds(outcome: &Result<Verdict, Failure>) -> bool {
+        matches!(outcome, Err(Failure::Broken(Fault::Output, _)))
+    }
+
+    /// What a guest answers comes out as it said it, up to each bound of the interface and not beyond.
+    #[test]
+    fn answers_are_taken_up_to_their_bounds() {
+        let actor = Bench::of("actor");
+        let length = || prop_oneof![0..3_usize, 62..67_usize, 254..259_usize, 0..70_000_usize];
+        check("reasons around their bounds", 400, (0..20_usize, length()), |(count, bytes)| {
+            let outcome = actor.tell(&format!("reasons {count} {bytes}"));
+            let fits = count <= 16 && (bytes <= 256 || count == 0);
+            assert_eq!(is_out_of_bounds(&outcome), !fits, "{outcome:?}");
+            if let Ok(verdict) = outcome {
+                assert_eq!(verdict.reasons, vec!["r".repeat(bytes); count]);
+            }
+        });
+        let queue = prop_oneof![length().prop_map(|bytes| "q".repeat(bytes)), "[a-z0-9_-]{60,66}", "[\\PC&&[^ ]]{0,9}"];
+        let issue = prop_oneof![length().prop_map(|bytes| "i".repeat(bytes)), "[\\PC&&[^ ]]{0,300}", "[a-c\t\0]{1,4}"];
+        let kind = sample::select(vec!["new", "existing"]);
+        check("names around their bounds", 1_500, (queue, kind, issue), |(queue, kind, issue)| {
+            let outcome = actor.tell(&format!("verdict {queue} high {kind} {issue}"));
+            let plain = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-');
+            let fits = (1..=64).contains(&queue.len())
+                && queue.bytes().all(plain)
+                && (1..=256).contains(&issue.len())
+                && !issue.chars().any(char::is_control);
+            match outcome {
+                Ok(verdict) => {
+                    assert!(fits, "{verdict:?}");
+                    let (Issue::New(id) | Issue::Existing(id)) = &verdict.issue;
+                    assert_eq!((verdict.queue.as_str(), id.as_str()), (queue.as_str(), issue.as_str()));
+                }
+                outcome => assert!(!fits && is_out_of_bounds(&outcome), "{outcome:?}"),
+            }
+        });
+    }
+
+    /// Whatever a message carries reaches the guest: headers without number and of any bytes, empty and long.
+    #[test]
+    fn any_message_reaches_the_guest() {
+        let actor = Bench::of("actor");
+        let few = collection::vec(("\\PC{0,20}", collection::vec(any::<u8>(), 0..100)), 0..12);
+        let many = (0..5_000_usize, 0..200_usize)
+            .prop_map(|(count, bytes)| vec![("Name".to_owned(), vec![0xff; bytes]); count]);
+        let long = (0..2_000_000_usize).prop_map(|bytes| vec![("Long".to_owned(), vec![b'x'; bytes])]);
+        let headers = prop_oneof![8 => few, 1 => many, 1 => long];
+        let numbers = (any::<u64>(), any::<u32>());
+        check(
+            "messages of any kind",
+            300,
+            ("\\PC{0,80}", "\\PC{0,200}", headers, numbers),
+            |(id, subject, headers, numbers)| {
+                let (time, attempt) = numbers;
+                let sent = Message { id, subject, headers, time, attempt, data: b"echo".to_vec() };
+                let mut told =
+                    vec![sent.id.clone(), sent.subject.clone(), time.to_string(), attempt.to_string(), "4".into()];
+                let headers = sent.headers.iter().take(10);
+                told.extend(headers.map(|(name, value)| format!("{name}={}", String::from_utf8_lossy(value))));
+                let fits = told.iter().all(|reason| reason.len() <= 256);
+                match actor.run(sent) {
+                    Ok(verdict) => assert_eq!(verdict.reasons, told),
+                    outcome => assert!(!fits && is_out_of_bounds(&outcome), "{outcome:?}"),
+                }
+            },
+        );
+    }
+
+    /// The triage answers any bytes within the bounds, and the same whatever the delivery.
+    #[test]
+    fn the_triage_answers_any_mail_the_same_at_every_delivery() {
+        let triage = Bench::of("triage");
+        let line = prop_oneof![
+            "(Subject|From|To|References|Content-Type|X-Priority): \\PC{0,60}",
+            "\\PC{0,80}",
+            sample::select(vec!["", "Subject: urgent outage", "multipart/mixed; boundary=b", "--b"])
+                .prop_map(str::to_owned),
+        ];
+        let text = collection::vec(line, 0..20).prop_map(|lines| lines.join("\n").into_bytes());
+        let mail = prop_oneof![text, collection::vec(any::<u8>(), 0..3_000)];
+        let header = option::of(("\\PC{0,20}", collection::vec(any::<u8>(), 0..100)));
+        check("deliveries of a mail", 3_000, (mail, header, any::<u32>()), |(mail, header, attempt)| {
+            let first = message(&mail);
+            let again = Message { headers: header.into_iter().collect(), attempt, ..first.clone() };
+            let outcome = triage.run(first);
+            assert!(!matches!(outcome, Err(Failure::Broken(..) | Failure::Retry(..))), "{outcome:?}");
+            assert_eq!(format!("{outcome:?}"), format!("{:?}", triage.run(again)));
+        });
     }
 }

@@ -3,7 +3,7 @@
 use crate::admin::{Admin, Condition, Health, Metrics};
 use crate::capabilities::Configuration;
 use crate::cli::{counted, runtime};
-use crate::component::CacheArgs;
+use crate::component::{CacheArgs, Pin};
 use crate::dev::DevServer;
 use crate::handler::Handler;
 use crate::host::{Consumer, Host, Stop, connect_patiently};
@@ -13,6 +13,7 @@ use crate::names::{NameArgs, Names};
 use crate::nats::{Nats, NatsArgs, check_jetstream};
 use crate::pool::{self, Guest, Limits, SLOTS_MAX};
 use crate::provision::{Layout, Mode, provision, unsafe_settings};
+use crate::replacement::{Current, Replacing, Source, Watching};
 use crate::settle::Policy;
 use crate::sink::Sink;
 use crate::unreadable::{Alarm, Search};
@@ -22,6 +23,7 @@ use bytesize::ByteSize;
 use futures::TryStreamExt;
 use serde::Deserialize;
 use serde_json::json;
+use std::io::{IsTerminal as _, stderr};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -117,11 +119,20 @@ impl GuestArgs {
   host run --component triage.cwasm --server tls://nats.example.com --creds host.creds
 
 SIGTERM and SIGINT drain: nothing more is fetched, what runs is finished within --grace. A second one exits at once.
+SIGHUP loads the component anew, for the messages that come then; one that does not fit changes nothing.
 Exit codes: 0 drained, 1 could not start or go on, 2 wrong usage.")]
 pub struct RunArgs {
     /// The component: a .wasm, or a .cwasm from `host compile`
     #[arg(short, long, value_name = "FILE", env = "MAILROOM_COMPONENT")]
     component: PathBuf,
+
+    /// Let only the component with this digest run, at the start and ever after; `host inspect` prints digests
+    #[arg(long, value_name = "sha256:…", env = "MAILROOM_COMPONENT_DIGEST")]
+    component_digest: Option<Pin>,
+
+    /// Load the component anew when its file changes, as at SIGHUP
+    #[arg(long, env = "MAILROOM_WATCH", value_parser = clap::builder::BoolishValueParser::new())]
+    watch: bool,
 
     /// Start a private nats-server with JetStream, provision it, and clean up on exit
     #[arg(long, env = "MAILROOM_DEV", value_parser = clap::builder::BoolishValueParser::new(), conflicts_with_all = ["servers", "creds", "user", "password", "password_file", "token", "token_file", "nkey_file"])]
@@ -243,10 +254,13 @@ impl RunArgs {
         let runtime = runtime()?;
         let _entered = runtime.enter();
         let mut signals = Signals::new()?;
+        let hangups = signal(SignalKind::hangup()).context("handle SIGHUP")?;
 
         let engine = pool::engine(&mut limits, u32::try_from(shards)?)?;
         config.slots = limits.slots;
-        let loaded = self.cache.load(&engine, &self.component)?;
+        let source = Source { path: self.component, cache: self.cache, pin: self.component_digest };
+        let watching = self.watch.then(|| Watching::new(&source.path));
+        let loaded = source.cache.load(&engine, &source.path, source.pin.as_ref())?;
         let guest = Arc::new(Guest::new(&engine, loaded, configuration, limits)?);
         runtime.block_on(guest.try_out())?;
 
@@ -259,7 +273,11 @@ impl RunArgs {
             tracing::info!("try it: host publish --server {} MAIL.eml", server.url());
             tracing::info!("and see: host verdicts --server {} --follow", server.url());
         }
-        runtime.block_on(serve(config, guest, &mut signals))?;
+        let current = Current::new(guest);
+        let metrics = metrics(&current, config.slots)?;
+        let replacing = Replacing::new(source, current.clone(), metrics.clone(), hangups, watching);
+        runtime.spawn(replacing.run());
+        runtime.block_on(serve(config, current, metrics, &mut signals))?;
         Ok(ExitCode::SUCCESS)
     }
 
@@ -292,7 +310,9 @@ impl ServeArgs {
         let runtime = runtime()?;
         let _entered = runtime.enter();
         let mut signals = Signals::new()?;
-        runtime.block_on(serve(config, Arc::new(handler), &mut signals))?;
+        let current = Current::new(Arc::new(handler));
+        let metrics = metrics(&current, config.slots)?;
+        runtime.block_on(serve(config, current, metrics, &mut signals))?;
         Ok(ExitCode::SUCCESS)
     }
 
@@ -345,12 +365,17 @@ impl ServeArgs {
     }
 }
 
-async fn serve(config: Config, guest: Arc<impl Handler>, signals: &mut Signals) -> Result<()> {
+/// The metrics of what runs on messages, whatever is `current` when they are read.
+fn metrics(current: &Current<impl Handler>, slots: u32) -> Result<Metrics> {
+    let current = current.clone();
+    Metrics::new(slots, move || {
+        let handler = current.get();
+        (handler.digest().clone(), handler.pool_use())
+    })
+}
+
+async fn serve(config: Config, current: Current<impl Handler>, metrics: Metrics, signals: &mut Signals) -> Result<()> {
     let stop = Stop::default();
-    let metrics = Metrics::new(guest.digest(), config.slots, {
-        let guest = guest.clone();
-        move || guest.pool_use()
-    })?;
     let health = Health::default();
     let connected = health.condition("no connection to NATS");
     let checked = health.condition("streams and consumer not checked yet");
@@ -385,22 +410,28 @@ async fn serve(config: Config, guest: Arc<impl Handler>, signals: &mut Signals) 
     not_paused.set(true);
     tasks.spawn(watch_backlog(jetstream.clone(), config.names.clone(), metrics.clone(), not_paused));
     let alarm = Alarm::default();
-    let sink = Sink::new(jetstream.clone(), config.names.clone(), guest.digest().to_string());
+    let sink = Sink::new(jetstream.clone(), config.names.clone());
+    let component = {
+        let current = current.clone();
+        Box::new(move || current.get().digest().clone())
+    };
     let search = Search {
         client,
         jetstream,
         names: config.names.clone(),
         sink,
+        component,
         metrics: metrics.clone(),
         alarm: alarm.clone(),
         retry_max: config.policy.retry_max,
     };
     tasks.spawn(search.run());
 
-    let mut shards = start_shards(&config, &guest, &metrics, &health, &alarm, &stop)?;
+    let mut shards = start_shards(&config, &current, &metrics, &health, &alarm, &stop)?;
+    let running = current.get();
     tracing::info!(
-        component = guest.name(),
-        digest = guest.digest(),
+        component = running.name(),
+        digest = %running.digest(),
         server = config.nats.servers(),
         stream = config.names.stream,
         consumer = config.names.consumer,
@@ -408,6 +439,7 @@ async fn serve(config: Config, guest: Arc<impl Handler>, signals: &mut Signals) 
         slots = config.slots,
         "running"
     );
+    drop(running);
     let mut ends = Vec::new();
     select! {
         name = signals.next() => tracing::info!("{name}: draining, for at most {:?}", config.grace),
@@ -483,7 +515,7 @@ async fn check(jetstream: &async_nats::jetstream::Context, config: &Config) -> R
 /// Starts the shards, each on a thread of its own; the tasks end as the threads do, with what [`Host::run_shard`] says.
 fn start_shards(
     config: &Config,
-    guest: &Arc<impl Handler>,
+    current: &Current<impl Handler>,
     metrics: &Metrics,
     health: &Health,
     alarm: &Alarm,
@@ -493,7 +525,7 @@ fn start_shards(
     let slots = config.slots as usize;
     for number in 0..config.shards {
         let host = Host {
-            guest: guest.clone(),
+            guest: current.clone(),
             nats: config.nats.clone(),
             names: config.names.clone(),
             policy: config.policy.clone(),
@@ -557,6 +589,8 @@ async fn watch_backlog(
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
+    on_terminal: bool,
     last: i32,
 }
 
@@ -564,7 +598,8 @@ impl Signals {
     fn new() -> Result<Self> {
         let terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
         let interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
-        Ok(Self { terminate, interrupt, last: 0 })
+        let hangup = signal(SignalKind::hangup()).context("handle SIGHUP")?;
+        Ok(Self { terminate, interrupt, hangup, on_terminal: stderr().is_terminal(), last: 0 })
     }
 
     /// Waits for the next one and names it.
@@ -578,6 +613,20 @@ impl Signals {
                 self.last = SignalKind::interrupt().as_raw_value();
                 "SIGINT"
             }
+            () = terminal_closed(&mut self.hangup, self.on_terminal) => {
+                self.last = SignalKind::hangup().as_raw_value();
+                "the terminal was closed"
+            }
+        }
+    }
+}
+
+/// Waits until the terminal that the host was started on is gone: SIGHUP says that too.
+async fn terminal_closed(hangup: &mut Signal, on_terminal: bool) {
+    loop {
+        hangup.recv().await;
+        if on_terminal && !stderr().is_terminal() {
+            return;
         }
     }
 }

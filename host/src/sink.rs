@@ -34,7 +34,17 @@ const DETAIL_MAX_BYTES: usize = 4 << 10;
 pub struct Sink {
     jetstream: Context,
     names: Names,
-    digest: String,
+}
+
+/// Why a message becomes a dead letter.
+#[derive(Clone, Copy)]
+pub struct Cause<'a> {
+    /// In one word.
+    pub reason: DeadReason,
+    /// In more, or none.
+    pub detail: &'a str,
+    /// The digest of the component that ran on it, or would have.
+    pub component: &'a str,
 }
 
 /// How a result came to be stored.
@@ -61,20 +71,20 @@ pub enum StoreError {
 }
 
 impl Sink {
-    /// Publishes for the component `digest`.
-    pub fn new(jetstream: Context, names: Names, digest: String) -> Self {
-        Self { jetstream, names, digest }
+    /// Publishes to the streams of these names.
+    pub fn new(jetstream: Context, names: Names) -> Self {
+        Self { jetstream, names }
     }
 
-    /// Stores the verdict on a message, unless the message has one.
+    /// Stores the verdict on a message of the component with the digest `component`, unless the message has one.
     ///
     /// The server itself refuses a second one: by message id within its duplicate window, by subject for good.
     ///
     /// # Errors
     /// See [`StoreError`]; the verdict may have been stored nevertheless, which repeating finds out.
-    pub async fn verdict(&self, delivery: &Delivery, verdict: &Verdict) -> Result<Stored, StoreError> {
+    pub async fn verdict(&self, delivery: &Delivery, verdict: &Verdict, component: &str) -> Result<Stored, StoreError> {
         let id = &delivery.message.id;
-        let mut headers = self.headers(id);
+        let mut headers = headers_of_ours(id, component);
         headers.insert("Nats-Msg-Id", id.as_str());
         headers.insert("Nats-Expected-Stream", self.names.verdict_stream.as_str());
         headers.insert("Nats-Expected-Last-Subject-Sequence", "0");
@@ -119,22 +129,23 @@ impl Sink {
     ///
     /// # Errors
     /// See [`StoreError`].
-    pub async fn dead(&self, delivery: &Delivery, reason: DeadReason, detail: &str) -> Result<Stored, StoreError> {
+    pub async fn dead(&self, delivery: &Delivery, cause: Cause<'_>) -> Result<Stored, StoreError> {
+        let without_detail = Cause { detail: "", ..cause };
         let hidden = || Some(block_of(delivery.headers.as_ref().filter(|headers| hides_ours(headers))?).into());
         if let Some(block) = delivery.origin.front().cloned().or_else(hidden) {
-            return match self.headers_in_front(delivery, &block, reason, detail).await {
-                Err(StoreError::TooLarge(_)) => self.headers_in_front(delivery, &block, reason, "").await,
+            return match self.headers_in_front(delivery, &block, cause).await {
+                Err(StoreError::TooLarge(_)) => self.headers_in_front(delivery, &block, without_detail).await,
                 stored => stored,
             };
         }
-        let mut stored = self.letter(delivery, self.letter_headers(delivery, reason, detail)).await;
+        let mut stored = self.letter(delivery, self.letter_headers(delivery, cause)).await;
         // The message came near the server's limit by itself; the reason must not cost it its dead letter.
-        if matches!(stored, Err(StoreError::TooLarge(_))) && !detail.is_empty() {
-            stored = self.letter(delivery, self.letter_headers(delivery, reason, "")).await;
+        if matches!(stored, Err(StoreError::TooLarge(_))) && !cause.detail.is_empty() {
+            stored = self.letter(delivery, self.letter_headers(delivery, without_detail)).await;
         }
         match (stored, &delivery.headers) {
             (Err(StoreError::TooLarge(_)), Some(headers)) => {
-                self.headers_in_front(delivery, &block_of(headers), reason, "").await
+                self.headers_in_front(delivery, &block_of(headers), without_detail).await
             }
             (stored, _) => stored,
         }
@@ -151,14 +162,13 @@ impl Sink {
         &self,
         delivery: &Delivery,
         block: Option<&[u8]>,
-        detail: &str,
+        cause: Cause<'_>,
     ) -> Result<Stored, StoreError> {
-        let reason = DeadReason::UNREADABLE;
-        let Some(block) = block else { return self.dead(delivery, reason, detail).await };
-        let mut headers = self.letter_headers(delivery, reason, detail);
+        let Some(block) = block else { return self.dead(delivery, cause).await };
+        let mut headers = self.letter_headers(delivery, cause);
         headers.insert(RAW_HEADERS, BASE64.encode(block));
         match self.letter(delivery, headers).await {
-            Err(StoreError::TooLarge(_)) => self.headers_in_front(delivery, block, reason, detail).await,
+            Err(StoreError::TooLarge(_)) => self.headers_in_front(delivery, block, cause).await,
             stored => stored,
         }
     }
@@ -168,8 +178,7 @@ impl Sink {
         &self,
         delivery: &Delivery,
         block: &[u8],
-        reason: DeadReason,
-        detail: &str,
+        cause: Cause<'_>,
     ) -> Result<Stored, StoreError> {
         let in_front = Delivery {
             message: delivery.message.clone(),
@@ -179,7 +188,7 @@ impl Sink {
             origin: delivery.origin.clone(),
             ..*delivery
         };
-        let mut headers = self.letter_headers(&in_front, reason, detail);
+        let mut headers = self.letter_headers(&in_front, cause);
         headers.insert(HEADERS_BYTES, block.len().to_string());
         self.letter(&in_front, headers).await
     }
@@ -188,7 +197,8 @@ impl Sink {
         self.publish(self.names.dead_subject(), headers, delivery.payload.clone()).await
     }
 
-    fn letter_headers(&self, delivery: &Delivery, reason: DeadReason, detail: &str) -> HeaderMap {
+    fn letter_headers(&self, delivery: &Delivery, cause: Cause<'_>) -> HeaderMap {
+        let Cause { reason, detail, component } = cause;
         let id = &delivery.message.id;
         let mut headers = HeaderMap::new();
         for (name, values) in delivery.headers.iter().flat_map(HeaderMap::iter) {
@@ -197,7 +207,7 @@ impl Sink {
                 headers.append(kept_name(&name), value.clone());
             }
         }
-        for (name, values) in self.headers(id).iter() {
+        for (name, values) in headers_of_ours(id, component).iter() {
             for value in values {
                 headers.insert(name.clone(), value.clone());
             }
@@ -215,15 +225,6 @@ impl Sink {
         if let Some(raw) = delivery.origin.raw_headers() {
             headers.insert(RAW_HEADERS, raw.clone());
         }
-        headers
-    }
-
-    /// What every result carries.
-    fn headers(&self, id: &str) -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        headers.insert(ID, id);
-        headers.insert(COMPONENT, self.digest.as_str());
-        headers.insert("Mailroom-Time", humantime::format_rfc3339_millis(SystemTime::now()).to_string());
         headers
     }
 
@@ -245,6 +246,15 @@ impl Sink {
             },
         }
     }
+}
+
+/// What every result carries.
+fn headers_of_ours(id: &str, component: &str) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(ID, id);
+    headers.insert(COMPONENT, component);
+    headers.insert("Mailroom-Time", humantime::format_rfc3339_millis(SystemTime::now()).to_string());
+    headers
 }
 
 fn never_stored(err: &PublishError) -> bool {

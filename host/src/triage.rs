@@ -64,7 +64,8 @@ impl TriageArgs {
         let _log = self.log.start()?;
         let (configuration, mut limits) = self.guest.resolve(1)?;
         let engine = pool::engine(&mut limits, 1)?;
-        let guest = Arc::new(Guest::new(&engine, self.cache.load(&engine, &self.component)?, configuration, limits)?);
+        let guest =
+            Arc::new(Guest::new(&engine, self.cache.load(&engine, &self.component, None)?, configuration, limits)?);
         let runtime = runtime()?;
         runtime.block_on(guest.try_out())?;
 

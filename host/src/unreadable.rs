@@ -12,7 +12,7 @@ use crate::interface::Message;
 use crate::letter;
 use crate::names::{Names, overlap};
 use crate::settle::DeadReason;
-use crate::sink::{Sink, StoreError};
+use crate::sink::{Cause, Sink, StoreError};
 use crate::source::Delivery;
 use anyhow::{Context as _, Result};
 use async_nats::Client;
@@ -95,6 +95,8 @@ pub struct Search {
     pub names: Names,
     /// Where the messages go.
     pub sink: Sink,
+    /// Says the digest of the component that would run on them now.
+    pub component: Box<dyn Fn() -> Arc<str> + Send + Sync>,
     /// Where they are counted.
     pub metrics: Metrics,
     /// Raised by shards that lost their connection.
@@ -204,7 +206,8 @@ impl Search {
         let id = &delivery.message.id;
         let mut wait = BACK_OFF.0;
         loop {
-            match self.sink.unreadable(delivery, block, fault).await {
+            let cause = Cause { reason: DeadReason::UNREADABLE, detail: fault, component: &(self.component)() };
+            match self.sink.unreadable(delivery, block, cause).await {
                 Ok(_) => break,
                 Err(StoreError::Unavailable(reason)) => {
                     self.metrics.store_failures.inc();

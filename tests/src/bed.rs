@@ -92,10 +92,17 @@ impl Bed {
     /// # Errors
     /// When there are fewer after [`SOON`].
     pub async fn verdicts(&self, count: usize) -> Result<Vec<Stored>> {
-        let what = format!("{count} verdicts");
-        let look = async || Ok(streams::count(&self.jetstream, streams::VERDICTS).await? as usize);
-        eventually(SOON, &what, look, |found| *found >= count).await?;
+        self.verdicts_at_least(count as u64).await?;
         streams::verdicts(&self.jetstream).await
+    }
+
+    /// Waits for that many verdicts.
+    ///
+    /// # Errors
+    /// When there are fewer after [`SOON`].
+    pub async fn verdicts_at_least(&self, count: u64) -> Result<()> {
+        let look = async || streams::count(&self.jetstream, streams::VERDICTS).await;
+        eventually(SOON, &format!("{count} verdicts"), look, |found| *found >= count).await.map(drop)
     }
 
     /// Waits for that many dead letters and returns them.

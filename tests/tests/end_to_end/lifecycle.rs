@@ -123,6 +123,20 @@ async fn a_second_signal_exits_at_once() -> Result<()> {
     Ok(())
 }
 
+/// A host on a terminal drains when the terminal is closed, though SIGHUP means another thing elsewhere.
+#[tokio::test]
+async fn a_closed_terminal_drains_the_host() -> Result<()> {
+    let bed = Bed::new().await?;
+    // A terminal of its own, which is closed with the process that made it.
+    let terminal = ["sh", "-c", "exec script --quiet --flush --command \"exec $*\" /dev/null", "sh"];
+    let mut host = Host::on(bed.server.url()).component(tools::component("actor")?).under(terminal).start().await?;
+    host.until_ready(SOON).await?;
+    let admin = host.admin().to_owned();
+    host.kill();
+    let gone = async || Ok(http::get(&format!("{admin}/livez")).await.is_err());
+    eventually(SOON, "the host has ended", gone, |gone| *gone).await.map(drop)
+}
+
 /// A server that dies and comes back is reconnected to, and every message still gets its one verdict.
 #[tokio::test]
 async fn a_restarted_server_is_reconnected_to() -> Result<()> {
