@@ -289,11 +289,12 @@ fn load_compiled(engine: &Engine, path: &Path, pin: Option<&Pin>, how: Code) -> 
     let (code, of_component) = opened(&bytes).map_err(|wrong| anyhow::anyhow!("{name}: {wrong}; {AGAIN}"))?;
     let digest = format_digest(of_component);
     Pin::check(pin, path, &digest)?;
-    // SAFETY: machine code has to be trusted. The operator named this file, `docs/operating.md` says what that
-    // means, or it lies where nobody else can have put it; and wasmtime checks its version, its target and its
-    // settings against the engine before using it.
+    // Machine code has to be trusted. The operator named this file, `docs/operating.md` says what that means, or it lies
+    // where nobody else can have put it; and wasmtime checks its version, its target and its settings against the engine.
     let component = match how {
+        // SAFETY: trusted as said, and nobody can write to the file while it is mapped.
         Code::Mapped => unsafe { Component::deserialize_file(engine, path) },
+        // SAFETY: trusted as said.
         Code::Copied => unsafe { Component::deserialize(engine, code) },
     };
     let component = component.map_err(|err| not_loaded(path, err))?;
