@@ -42,7 +42,9 @@ async fn the_client_library_breaks_off_at_the_samples_that_are_said_to_be_unread
         });
         let client = server.client_with(options).await?;
         let mut subscription = client.subscribe("mail.>").await?;
-        client.flush().await?;
+        // What comes back shows that the server knows of the subscription.
+        client.publish("mail.begin", "".into()).await?;
+        tokio::time::timeout(SOON, subscription.next()).await?.context("subscribed")?;
         let mut raw = RawClient::connect(server.url()).await?;
         sample.publish(&mut raw, "payload").await?;
         // The client comes back, unless it has panicked; then it hears of what is published later.
