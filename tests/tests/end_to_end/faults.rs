@@ -175,7 +175,7 @@ async fn a_server_out_of_storage_costs_no_message() -> Result<()> {
     }
     // It may never be ready before it fails.
     let host =
-        Host::on(bed.server.url()).component(tools::component("actor")?).args(&["--attempts", "1"]).start().await?;
+        Host::on(bed.server.url()).component(tools::component("actor")?).args(["--attempts", "1"]).start().await?;
     let look = async || host.ready().await;
     eventually(SOON, "not ready", look, |ready| ready.0 == 503 && ready.1.contains("cannot be stored")).await?;
     host.wait_for_line(SOON, |line| line.contains("cannot store a verdict") && line.contains("resource")).await?;
