@@ -125,8 +125,9 @@ fn refusal(import: &str) -> Option<&'static str> {
             .split_once('@')
             .is_none_or(|(_, version)| !version.starts_with("0.2."))
             .then_some("and this host provides version 0.2 of it; build the guest for wasm32-wasip2"),
-        "wasi:config" | "mailroom:triage" => None,
-        "wasi:keyvalue" => Some("which this version of the host cannot grant yet; build the guest without it"),
+        "wasi:config" => None,
+        "mailroom:triage" if interface != "mailroom:triage/claims" => None,
+        "wasi:keyvalue" | "mailroom:triage" => Some("which this version of the host cannot grant yet; build the guest without it"),
         "wasi:http" => Some(
             "which this version of the host cannot grant yet; if this is the face for `wasmtime serve`, run the lean \
              component instead",
@@ -191,6 +192,7 @@ mod tests {
             "wasi:sockets/tcp@0.2.6",
             "wasi:http/outgoing-handler@0.2.6",
             "wasi:keyvalue/store@0.2.0-draft",
+            "mailroom:triage/claims@0.1.0",
             "acme:cloud/everything",
             "env",
         ] {
