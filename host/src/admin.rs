@@ -135,7 +135,7 @@ impl Metrics {
                 "mailroom_pool_kept_bytes",
                 "Memory of free slots that stays mapped for the next instances.",
             )?,
-            dead_letters: gauge("mailroom_dead_letters", "Dead letters of this consumer that are stored now.")?,
+            dead_letters: gauge("mailroom_dead_letters", "Messages in the stream of dead letters now.")?,
             consumer_pending: gauge("mailroom_consumer_pending", "Messages not yet delivered to any host.")?,
             consumer_ack_pending: gauge(
                 "mailroom_consumer_ack_pending",

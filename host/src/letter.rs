@@ -59,14 +59,14 @@ pub enum Origin {
 }
 
 impl Origin {
-    /// The `Nats-Msg-Id` of the dead letter on message `id`.
+    /// The name of the dead letter on message `id`, which ends its subject: there is at most one letter of a name.
     ///
     /// A replay that dies again needs another one: its first letter may be gone already while the server still
-    /// knows its id, and would take the second for stored.
-    pub fn letter_id(&self, id: &str) -> String {
+    /// knows its id, and would take the second for stored; or the first was kept.
+    pub fn letter(&self, id: &str) -> String {
         match self {
-            Self::Replay { here, .. } => format!("dead.{id}.{here}"),
-            _ => format!("dead.{id}"),
+            Self::Replay { here, .. } => format!("{id}.{here}"),
+            _ => id.to_owned(),
         }
     }
 
@@ -228,6 +228,16 @@ pub fn hides(text: &str) -> bool {
     ACTED_ON.iter().any(|name| text.contains(name))
 }
 
+/// A subject as the value of the header [`SUBJECT`]: percent-encoded (RFC 3986) where it could hide a header of the host's.
+pub fn subject_text(subject: &str) -> String {
+    subject.replace('%', "%25").replace("Nats-", "Nats%2D")
+}
+
+/// The subject in the header [`SUBJECT`], if there is one.
+pub fn subject_in(headers: &HeaderMap) -> Option<String> {
+    headers.get(SUBJECT).map(|value| value.as_str().replace("%2D", "-").replace("%25", "%"))
+}
+
 fn is_reserved(name: &str) -> bool {
     begins(name, "Nats-") || begins(name, "Mailroom-")
 }
@@ -295,6 +305,16 @@ mod tests {
             headers.insert("A", "b");
             headers.insert(name, value);
             assert_eq!(hides_ours(&headers), expected, "{name}: {value}");
+        }
+    }
+
+    #[test]
+    fn a_subject_hides_nothing_and_comes_back() {
+        for subject in ["mail.a", "mail.50%", "mail.%2D", "mail.Nats-Msg-Id.x", "Nats-Nats-%25", "mail.Nats%2DMsg-Id"] {
+            let mut headers = HeaderMap::new();
+            headers.insert(SUBJECT, subject_text(subject));
+            assert!(!hides_ours(&headers), "{subject}");
+            assert_eq!(subject_in(&headers).as_deref(), Some(subject));
         }
     }
 

@@ -29,7 +29,7 @@ pub struct NameArgs {
     #[arg(long, value_name = "NAME", env = "MAILROOM_DEAD_STREAM", default_value = "DEAD")]
     pub dead_stream: String,
 
-    /// First part of the dead letters' subjects: SUBJECT.<stream>.<consumer>
+    /// First part of the dead letters' subjects: SUBJECT.<stream>.<consumer>.<message id>
     #[arg(long, value_name = "SUBJECT", env = "MAILROOM_DEAD_SUBJECT", default_value = "dead")]
     pub dead_subject: String,
 
@@ -135,9 +135,14 @@ impl Names {
         format!("{}.{queue}.*", self.verdict_prefix)
     }
 
-    /// Where this consumer's dead letters are published.
-    pub fn dead_subject(&self) -> String {
-        format!("{}.{}.{}", self.dead_prefix, self.stream, self.consumer)
+    /// Where this consumer's dead letter of that name is published, see [`Origin::letter`](crate::letter::Origin::letter).
+    pub fn dead_subject(&self, letter: &str) -> String {
+        format!("{}.{}.{}.{letter}", self.dead_prefix, self.stream, self.consumer)
+    }
+
+    /// All of this consumer's dead letters.
+    pub fn dead_of_consumer(&self) -> String {
+        self.dead_subject(">")
     }
 
     /// All dead letters.
@@ -251,7 +256,8 @@ mod tests {
         assert_eq!(names.verdict_wildcard(), "acme.verdict.>");
         assert_eq!(names.verdict_of("IN:1:t:5"), "acme.verdict.*.IN:1:t:5");
         assert_eq!(names.verdicts_for("billing"), "acme.verdict.billing.*");
-        assert_eq!(names.dead_subject(), "dead.IN.triage");
+        assert_eq!(names.dead_subject("IN:1:triage:5"), "dead.IN.triage.IN:1:triage:5");
+        assert_eq!(names.dead_of_consumer(), "dead.IN.triage.>");
         assert_eq!(names.dead_wildcard(), "dead.>");
         assert_eq!(names.replay_wildcard(), "replay.IN.>");
         assert_eq!(names.replayed(&names.replay_subject("mail.a.b")), Some(("triage", "mail.a.b")));
@@ -382,8 +388,8 @@ mod fuzz {
             };
             let Ok(names) = args.resolve() else { return };
             assert!(is_subject && !stream.is_empty() && !consumer.is_empty());
-            for subject in [names.dead_subject(), names.verdict_subject("q", "MAIL:1:c:2"), names.replay_subject("a.b")]
-            {
+            let id = "MAIL:1:c:2";
+            for subject in [names.dead_subject(id), names.verdict_subject("q", id), names.replay_subject("a.b")] {
                 check_subject("made", &subject).expect("a subject");
             }
             let replay = names.replay_subject("a.b");

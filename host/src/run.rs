@@ -20,7 +20,6 @@ use crate::unreadable::{Alarm, Search};
 use anyhow::{Context, Result, bail, ensure};
 use async_nats::jetstream::response::Response;
 use bytesize::ByteSize;
-use futures::TryStreamExt;
 use serde::Deserialize;
 use serde_json::json;
 use std::io::{IsTerminal as _, stderr};
@@ -576,11 +575,8 @@ async fn watch_backlog(
                 (false, _) => {}
             }
         }
-        if let Ok(stream) = jetstream.get_stream_no_info(&names.dead_stream).await
-            && let Ok(letters) = stream.info_with_subjects(names.dead_subject()).await
-            && let Ok(letters) = letters.try_fold(0, async |sum, (_, count)| Ok(sum + count)).await
-        {
-            metrics.dead_letters.set(i64::try_from(letters).unwrap_or(i64::MAX));
+        if let Ok(stream) = jetstream.get_stream(&names.dead_stream).await {
+            metrics.dead_letters.set(i64::try_from(stream.cached_info().state.messages).unwrap_or(i64::MAX));
         }
         tokio::time::sleep(BACKLOG_INTERVAL).await;
     }

@@ -5,7 +5,7 @@ use crate::header_block::{block_bytes, block_of};
 use crate::interface::Verdict;
 use crate::letter::{
     COMPONENT, DELIVERIES, DETAIL, HEADERS_BYTES, ID, RAW_HEADERS, REASON, STORED, SUBJECT, hides, hides_ours,
-    kept_name,
+    kept_name, subject_text,
 };
 use crate::names::Names;
 use crate::settle::DeadReason;
@@ -86,8 +86,7 @@ impl Sink {
         let id = &delivery.message.id;
         let mut headers = headers_of_ours(id, component);
         headers.insert("Nats-Msg-Id", id.as_str());
-        headers.insert("Nats-Expected-Stream", self.names.verdict_stream.as_str());
-        headers.insert("Nats-Expected-Last-Subject-Sequence", "0");
+        only_once(&mut headers, &self.names.verdict_stream);
         for (name, value) in &delivery.message.headers {
             for trace in ["traceparent", "tracestate"] {
                 if name.eq_ignore_ascii_case(trace)
@@ -122,7 +121,8 @@ impl Sink {
         }
     }
 
-    /// Stores a message, whole, in the dead letters.
+    /// Stores a message, whole, in the dead letters, unless it has a letter; the server refuses a second one as it does
+    /// for verdicts.
     ///
     /// Its headers go in front of its payload where a stream takes no more headers beside them, or would overlook the
     /// host's among them: see [`Sink::unreadable`] and [`hides_ours`].
@@ -194,7 +194,8 @@ impl Sink {
     }
 
     async fn letter(&self, delivery: &Delivery, headers: HeaderMap) -> Result<Stored, StoreError> {
-        self.publish(self.names.dead_subject(), headers, delivery.payload.clone()).await
+        let letter = delivery.origin.letter(&delivery.message.id);
+        self.publish(self.names.dead_subject(&letter), headers, delivery.payload.clone()).await
     }
 
     fn letter_headers(&self, delivery: &Delivery, cause: Cause<'_>) -> HeaderMap {
@@ -212,10 +213,10 @@ impl Sink {
                 headers.insert(name.clone(), value.clone());
             }
         }
-        headers.insert("Nats-Msg-Id", delivery.origin.letter_id(id));
-        headers.insert("Nats-Expected-Stream", self.names.dead_stream.as_str());
+        headers.insert("Nats-Msg-Id", format!("dead.{}", delivery.origin.letter(id)));
+        only_once(&mut headers, &self.names.dead_stream);
         headers.insert(REASON, reason.name());
-        headers.insert(SUBJECT, delivery.message.subject.as_str());
+        headers.insert(SUBJECT, subject_text(&delivery.message.subject));
         let stored = UNIX_EPOCH + Duration::from_millis(delivery.message.time);
         headers.insert(STORED, humantime::format_rfc3339_millis(stored).to_string());
         headers.insert(DELIVERIES, delivery.count.to_string());
@@ -246,6 +247,12 @@ impl Sink {
             },
         }
     }
+}
+
+/// Has the server refuse a result that is not for `stream`, or not the first on its subject.
+fn only_once(headers: &mut HeaderMap, stream: &str) {
+    headers.insert("Nats-Expected-Stream", stream);
+    headers.insert("Nats-Expected-Last-Subject-Sequence", "0");
 }
 
 /// What every result carries.

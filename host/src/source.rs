@@ -21,10 +21,10 @@ use std::time::{Duration, Instant};
 const PULL_EXPIRES: Duration = Duration::from_secs(30);
 
 /// How often the server says that a waiting pull still stands.
-const IDLE_HEARTBEAT: Duration = Duration::from_secs(5);
+const IDLE_HEARTBEAT: Duration = Duration::from_secs(2);
 
 /// Silence after which a waiting pull is taken for lost.
-const SILENCE_MAX: Duration = Duration::from_secs(12);
+const SILENCE_MAX: Duration = Duration::from_secs(5);
 
 /// How long closing waits for what is still under way from the server.
 const CLOSE_MAX: Duration = Duration::from_secs(2);

@@ -16,6 +16,8 @@ pub struct Bed {
     pub server: NatsServer,
     /// A connection to it.
     pub jetstream: Context,
+    /// How long it waits for what has to come, [`SOON`] unless said otherwise.
+    pub patience: Duration,
 }
 
 impl Bed {
@@ -41,7 +43,7 @@ impl Bed {
     /// When the server cannot be provisioned.
     pub async fn on(server: NatsServer, args: &[&str]) -> Result<Self> {
         let jetstream = server.jetstream().await?;
-        let bed = Self { server, jetstream };
+        let bed = Self { server, jetstream, patience: SOON };
         bed.provision(args).await?;
         Ok(bed)
     }
@@ -90,7 +92,7 @@ impl Bed {
     /// Waits for that many verdicts and returns them.
     ///
     /// # Errors
-    /// When there are fewer after [`SOON`].
+    /// When there are fewer after [`Bed::patience`].
     pub async fn verdicts(&self, count: usize) -> Result<Vec<Stored>> {
         self.verdicts_at_least(count as u64).await?;
         streams::verdicts(&self.jetstream).await
@@ -99,30 +101,32 @@ impl Bed {
     /// Waits for that many verdicts.
     ///
     /// # Errors
-    /// When there are fewer after [`SOON`].
+    /// When there are fewer after [`Bed::patience`].
     pub async fn verdicts_at_least(&self, count: u64) -> Result<()> {
         let look = async || streams::count(&self.jetstream, streams::VERDICTS).await;
-        eventually(SOON, &format!("{count} verdicts"), look, |found| *found >= count).await.map(drop)
+        eventually(self.patience, &format!("{count} verdicts"), look, |found| *found >= count).await.map(drop)
     }
 
     /// Waits for that many dead letters and returns them.
     ///
     /// # Errors
-    /// When there are fewer after [`SOON`].
+    /// When there are fewer after [`Bed::patience`].
     pub async fn dead_letters(&self, count: usize) -> Result<Vec<Stored>> {
         let what = format!("{count} dead letters");
         let look = async || Ok(streams::count(&self.jetstream, streams::DEAD).await? as usize);
-        eventually(SOON, &what, look, |found| *found >= count).await?;
+        eventually(self.patience, &what, look, |found| *found >= count).await?;
         streams::dead_letters(&self.jetstream).await
     }
 
     /// Waits for that many verdicts and dead letters together.
     ///
     /// # Errors
-    /// When there are fewer after [`SOON`].
+    /// When there are fewer after [`Bed::patience`].
     pub async fn outcomes(&self, count: u64) -> Result<()> {
         let look = async || streams::outcomes(&self.jetstream).await;
-        eventually(SOON, &format!("{count} verdicts and dead letters"), look, |found| *found >= count).await.map(drop)
+        eventually(self.patience, &format!("{count} verdicts and dead letters"), look, |found| *found >= count)
+            .await
+            .map(drop)
     }
 
     /// The consumer that hosts share.
@@ -138,9 +142,9 @@ impl Bed {
     /// Waits until no message is waiting or in anyone's hands.
     ///
     /// # Errors
-    /// When one still is after [`SOON`].
+    /// When one still is after [`Bed::patience`].
     pub async fn settled(&self) -> Result<()> {
-        self.settled_within(SOON).await
+        self.settled_within(self.patience).await
     }
 
     /// The same with more time, or less.
@@ -159,13 +163,13 @@ impl Bed {
     /// Waits until all is settled; then every mail of the stream has ended as exactly one verdict or dead letter.
     ///
     /// # Errors
-    /// When it is not so, when there are not so many mails, or when something is still pending after [`SOON`].
+    /// When it is not so, when there are not so many mails, or when something is still pending after [`Bed::patience`].
     pub async fn books_balance(&self, mails: u64) -> Result<Books> {
         self.outcomes(mails).await?;
         self.settled().await?;
         // In a cluster a server that has just come back gives no answers, or those of the time before it stood still.
         let look = async || Books::of(&self.jetstream).await;
-        let books = eventually(SOON, "no mail is lost", look, |books| books.lost.is_empty()).await?;
+        let books = eventually(self.patience, "no mail is lost", look, |books| books.lost.is_empty()).await?;
         books.balance()?;
         ensure!(books.mails == mails, "{} of {mails} mails are in the stream", books.mails);
         Ok(books)

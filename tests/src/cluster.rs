@@ -1,6 +1,6 @@
 //! Three servers that keep every stream three times.
 
-use crate::bed::{Bed, SOON};
+use crate::bed::Bed;
 use crate::prelude::*;
 use async_nats::ConnectOptions;
 use std::collections::BTreeSet;
@@ -14,8 +14,9 @@ pub struct Cluster {
     others: Vec<NatsServer>,
 }
 
-/// An election takes some seconds, and there is one for the cluster and each stream and consumer.
-const FORMED: Duration = Duration::from_secs(60);
+/// An election takes up to 10 seconds, and is repeated when nobody wins it; there is one for the cluster and each stream
+/// and consumer, and the hosts notice each a little later.
+const ELECTED: Duration = Duration::from_secs(90);
 
 impl Cluster {
     /// Starts the servers and makes the streams, with further arguments for `host provision`.
@@ -38,9 +39,9 @@ impl Cluster {
         let options = ConnectOptions::new().ping_interval(Duration::from_secs(1));
         let client = options.connect(&urls[..]).await.with_context(|| format!("connect to {urls:?}"))?;
         let jetstream = async_nats::jetstream::new(client);
-        let bed = Bed { server: servers.remove(0), jetstream };
+        let bed = Bed { server: servers.remove(0), jetstream, patience: ELECTED };
         let args = [provision, &["--replicas", "3"]].concat();
-        eventually(FORMED, "the cluster has formed", async || bed.provision(&args).await, |()| true).await?;
+        eventually(ELECTED, "the cluster has formed", async || bed.provision(&args).await, |()| true).await?;
         Ok(Self { bed, others: servers })
     }
 
@@ -53,7 +54,7 @@ impl Cluster {
     /// Waits until a stream has a leader other than `former`, and gives the server that it is.
     ///
     /// # Errors
-    /// When there is none after [`SOON`].
+    /// When there is none after [`Bed::patience`].
     pub async fn leader(&self, stream: &str, former: Option<usize>) -> Result<usize> {
         let look = async || {
             let stream = self.bed.jetstream.get_stream(stream).await?;
@@ -61,7 +62,8 @@ impl Cluster {
             let leader = leader.context("no leader")?;
             leader.trim_start_matches('n').parse::<usize>().context("the leader's name")
         };
-        eventually(SOON, &format!("{stream} has another leader"), look, |leader| Some(*leader) != former).await
+        eventually(self.bed.patience, &format!("{stream} has another leader"), look, |leader| Some(*leader) != former)
+            .await
     }
 
     /// The server of a number.

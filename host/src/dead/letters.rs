@@ -1,7 +1,7 @@
 //! Reads dead letters: in order and without their mails, or one of them whole.
 
 use crate::header_block;
-use crate::letter::{COMPONENT, DELIVERIES, DETAIL, ID, REASON, STORED, SUBJECT, take_front};
+use crate::letter::{COMPONENT, DELIVERIES, DETAIL, ID, REASON, STORED, SUBJECT, subject_in, take_front};
 use crate::names::{NameArgs, Names, check_pattern, overlap};
 use crate::nats::{Nats, NatsArgs, innermost, read_stream, warn_if_refused};
 use crate::settle::DeadReason;
@@ -129,7 +129,7 @@ impl DeadLetters {
     /// Removes all of the consumer's letters up to sequence `last`, at least 1; gives their number.
     pub async fn remove_all(&self, last: u64) -> Result<u64> {
         let stream = &self.names.dead_stream;
-        let which = json!({ "filter": self.names.dead_subject(), "seq": last + 1 });
+        let which = json!({ "filter": self.names.dead_of_consumer(), "seq": last + 1 });
         match self.request(format!("STREAM.PURGE.{stream}"), which).await? {
             Ok(answer) => Ok(answer["purged"].as_u64().unwrap_or_default()),
             Err(err) => bail!("purge stream {stream}: {err}"),
@@ -217,7 +217,7 @@ impl Letters<'_> {
             _ => {
                 self.losses.mark_unchanged();
                 self.messages = None;
-                let which = json!({ "seq": self.next, "next_by_subj": self.dead.names.dead_subject() });
+                let which = json!({ "seq": self.next, "next_by_subj": self.dead.names.dead_of_consumer() });
                 match self.dead.find(which).await? {
                     Some(letter) => letter,
                     None => return Ok(None),
@@ -233,7 +233,7 @@ impl Letters<'_> {
             Some(since) if self.next == 1 => DeliverPolicy::ByStartTime { start_time: since.into() },
             _ => DeliverPolicy::ByStartSequence { start_sequence: self.next },
         };
-        let filter_subject = self.dead.names.dead_subject();
+        let filter_subject = self.dead.names.dead_of_consumer();
         let config = OrderedConfig { deliver_policy, filter_subject, headers_only: true, ..Default::default() };
         let stream = &self.dead.names.dead_stream;
         let consumer = read_stream(&self.reader, stream, config).await?;
@@ -334,6 +334,11 @@ impl Letter {
         sorted.into_iter().map(|(name, value)| (name, String::from_utf8_lossy(&value).into_owned())).collect()
     }
 
+    /// The subject that the message had.
+    fn subject_of_message(&self) -> Option<String> {
+        subject_in(self.headers.as_ref().ok()?)
+    }
+
     /// What makes it no dead letter of a host's, if it is none.
     pub fn oddity(&self) -> Option<String> {
         match &self.headers {
@@ -352,7 +357,7 @@ impl Letter {
             time: humantime::format_rfc3339_millis(self.stored).to_string(),
             reason: self.header(REASON),
             id: self.header(ID),
-            subject: self.header(SUBJECT),
+            subject: self.subject_of_message(),
             size: self.size,
             deliveries: self.header(DELIVERIES).and_then(|number| number.parse().ok()),
             component: self.header(COMPONENT),
@@ -370,7 +375,7 @@ pub struct Facts<'a> {
     pub time: String,
     pub reason: Option<&'a str>,
     pub id: Option<&'a str>,
-    pub subject: Option<&'a str>,
+    pub subject: Option<String>,
     pub size: u64,
     pub deliveries: Option<u64>,
     pub component: Option<&'a str>,
@@ -477,7 +482,10 @@ impl Filter {
     pub fn matches(&self, letter: &Letter) -> bool {
         let is = |name: &str, test: &dyn Fn(&str) -> bool| letter.header(name).is_some_and(test);
         (self.reasons.is_empty() || is(REASON, &|reason| self.reasons.iter().any(|wanted| wanted == reason)))
-            && self.subject.as_ref().is_none_or(|wanted| is(SUBJECT, &|subject| overlap(wanted, subject)))
+            && self
+                .subject
+                .as_ref()
+                .is_none_or(|wanted| letter.subject_of_message().is_some_and(|own| overlap(wanted, &own)))
             && self.id.as_ref().is_none_or(|wanted| is(ID, &|id| id == wanted))
             && self.since.is_none_or(|since| letter.stored >= since)
             && self.until.is_none_or(|until| letter.stored < until)
@@ -542,7 +550,7 @@ mod tests {
         let stored = SystemTime::now();
         let mut letter = Letter {
             sequence: 1,
-            subject: "dead.MAIL.triage".into(),
+            subject: "dead.MAIL.triage.MAIL:1:triage:7".into(),
             stored,
             size: 0,
             mail: Bytes::new(),
@@ -592,7 +600,7 @@ mod fuzz {
             let filter = FilterArgs { reason, subject, id, since, until, component }.resolve();
             let block = [b"NATS/1.0\r\nMailroom-Component: ", &block[..]].concat();
             let raw = Raw {
-                subject: "dead.MAIL.triage".into(),
+                subject: "dead.MAIL.triage.MAIL:1:triage:7".into(),
                 seq: 1,
                 hdrs: Some(BASE64.encode(block)),
                 data: None,

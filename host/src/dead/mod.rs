@@ -493,7 +493,7 @@ async fn replay(dead: &DeadLetters, sequence: u64, keep: bool, as_new: bool) -> 
         return Err(Failure::Letter(odd));
     }
     let facts = letter.facts();
-    let (Some(id), Some(subject), Ok(headers)) = (facts.id, facts.subject, &letter.headers) else {
+    let (Some(id), Some(subject), Ok(headers)) = (facts.id, &facts.subject, &letter.headers) else {
         return Err(Failure::Letter(format!("no header {SUBJECT}")));
     };
     let (subject, mut headers) = if as_new {
@@ -535,7 +535,7 @@ async fn remove(dead: &DeadLetters, sequence: u64, named: bool) -> Result<Done, 
 }
 
 fn check_own(dead: &DeadLetters, letter: &Letter) -> Result<(), Failure> {
-    if letter.subject == dead.names.dead_subject() {
+    if covers(&dead.names.dead_of_consumer(), &letter.subject) {
         return Ok(());
     }
     Err(Failure::Letter(format!(
@@ -710,7 +710,7 @@ impl Table {
         let time = humantime::format_rfc3339_seconds(letter.stored).to_string();
         let tries = facts.deliveries.map_or_else(|| "?".to_owned(), |tries| tries.to_string());
         let detail = facts.odd.as_deref().or(facts.detail).unwrap_or_default();
-        let [reason, subject, id] = [facts.reason, facts.subject, facts.id].map(|fact| fact.unwrap_or("?"));
+        let [reason, subject, id] = [facts.reason, facts.subject.as_deref(), facts.id].map(|fact| fact.unwrap_or("?"));
         let (number, size) = (letter.sequence.to_string(), HumanBytes(letter.size).to_string());
         let line = row(&[&number, &time, reason, &tries, &size, subject, id, detail], self.width);
         Ok(self.out.write_all(line.as_bytes())?)
@@ -798,7 +798,7 @@ fn show(letter: &Letter) -> String {
         ("reason", facts.reason),
         ("detail", facts.detail),
         ("id", facts.id),
-        ("subject", facts.subject),
+        ("subject", facts.subject.as_deref()),
         ("stored", facts.stored),
         ("deliveries", deliveries.as_deref()),
         ("component", facts.component),

@@ -49,7 +49,8 @@ impl Letters for Bed {
                 .header("Mailroom-Reason", reason)
                 .header("Mailroom-Subject", "mail.old")
                 .payload("verdict again".into());
-            last = Some(self.jetstream.send_publish("dead.MAIL.triage", letter).await?);
+            let subject = format!("dead.MAIL.triage.MAIL:1:triage:{sequence}");
+            last = Some(self.jetstream.send_publish(subject, letter).await?);
         }
         last.context("at least one letter")?.await?;
         Ok(())
@@ -64,7 +65,7 @@ impl Letters for Bed {
             let line: Vec<u8> = line.chars().map(u8::try_from).collect::<Result<_, _>>()?;
             let block = [b"NATS/1.0\r\n", &line[..], b"\r\n\r\n"].concat();
             let start = format!(
-                "CONNECT {{\"headers\":true,\"verbose\":false}}\r\nHPUB dead.MAIL.triage {0} {0}\r\n",
+                "CONNECT {{\"headers\":true,\"verbose\":false}}\r\nHPUB dead.MAIL.triage.x {0} {0}\r\n",
                 block.len()
             );
             connection.write_all(&[start.as_bytes(), &block, b"\r\n"].concat()).await?;
@@ -238,7 +239,8 @@ async fn unreadable_headers_are_carried_along() -> Result<()> {
             .header("Mailroom-Stored", "2026-11-21T10:00:00.123Z")
             .header("Mailroom-Headers", "TkFUUy8xLjANClgtVGFnOiD8DQoNCg==")
             .payload(payload.into());
-        bed.jetstream.send_publish("dead.MAIL.triage", letter).await?.await?;
+        let subject = format!("dead.MAIL.triage.MAIL:1:triage:{sequence}");
+        bed.jetstream.send_publish(subject, letter).await?.await?;
     }
     let shown = bed.dead(&["show", "1"]).await?.success()?.stdout;
     assert!(shown.contains("  NATS/1.0\n  X-Tag: \u{fffd}\n"), "{shown}");
@@ -506,7 +508,7 @@ async fn a_filtered_consumer_can_be_replayed_to() -> Result<()> {
 async fn strange_letters_harm_nobody() -> Result<()> {
     let bed = Bed::new().await?;
     bed.forge(1, "trap").await?;
-    bed.jetstream.publish("dead.MAIL.triage", "\u{1b}[2Jnot a letter".into()).await?.await?;
+    bed.jetstream.publish("dead.MAIL.triage.x", "\u{1b}[2Jnot a letter".into()).await?.await?;
     bed.unreadable().await?;
     bed.forge(1, "stack").await?;
 

@@ -148,7 +148,7 @@ async fn a_refused_verdict_costs_no_message() -> Result<()> {
     command::host(["provision", "--server", &admin]).await?.success()?;
     let options = async_nats::ConnectOptions::with_user_and_password("admin".to_owned(), "a".to_owned());
     let jetstream = async_nats::jetstream::new(server.client_with(options).await?);
-    let mut bed = Bed { server, jetstream };
+    let mut bed = Bed { server, jetstream, patience: SOON };
     let args = ["--user", "host", "--password", "h", "--attempts", "1"];
     let host = Host::on(bed.server.url()).component(tools::component("actor")?).args(args).start().await?;
     host.until_ready(SOON).await?;

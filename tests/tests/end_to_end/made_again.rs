@@ -65,23 +65,29 @@ async fn a_consumer_made_again_under_load_costs_no_second_verdict() -> Result<()
     host.until_ready(SOON).await
 }
 
-/// Within the duplicate window a dead letter is stored once, however often its message is delivered anew: what its sender
-/// wrote does not keep the server from recognizing it.
+/// A dead letter is stored once, however often its message is delivered anew, and after the duplicate window too: what its
+/// sender wrote does not keep the server from recognizing it.
 #[tokio::test]
 async fn a_consumer_made_again_costs_no_second_dead_letter() -> Result<()> {
     const MAILS: u64 = 40;
-    let bed = Bed::new().await?;
-    let host = bed.actor(&[]).await?;
+    const SUBJECT: &str = "mail.Nats-Msg-Id.50%2D.Nats-Expected-Last-Subject-Sequence";
+    let window = Duration::from_secs(3);
+    let bed = Bed::provisioned(&["--ack-wait", "2s", "--deadline", "1500ms", "--duplicate-window", "3s"]).await?;
+    let host = bed.actor(&["--deadline", "1500ms"]).await?;
     for number in 0..MAILS {
         let mut headers = HeaderMap::new();
         match number % 4 {
-            0 => headers.insert("Subject", "what is Nats-Msg-Id for?"),
-            1 => headers.insert("X-Nats-Msg-Id", "x"),
+            0 => headers.insert("Subject", "what is Nats-Msg-Id or Nats-Expected-Last-Subject-Sequence for?"),
+            1 => headers.insert("X-Nats-Msg-Id", "x Nats-Expected-Last-Subject-Sequence: 1"),
             _ => headers.insert("Nats-Msg-Id", number.to_string()),
         }
-        bed.tell_with(headers, "reject Nats-Msg-Id: y").await?;
+        let subject = if number % 4 == 2 { SUBJECT } else { "mail.test" };
+        let mail = "reject Nats-Msg-Id: Nats-Expected-Last-Subject-Sequence";
+        bed.jetstream.publish_with_headers(subject, headers, mail.into()).await?.await?;
     }
     bed.books_balance(MAILS).await?;
+    let since = std::time::Instant::now();
+    eventually(SOON, "the window is over", async || Ok(since.elapsed()), |past| *past > window * 2).await?;
     bed.jetstream.get_stream(streams::MAIL).await?.delete_consumer("triage").await?;
     bed.provision(&[]).await?;
     let look = async || Ok(host.metrics().await?.get("mailroom_messages_total", &[("outcome", "dead")]));
@@ -91,6 +97,9 @@ async fn a_consumer_made_again_costs_no_second_dead_letter() -> Result<()> {
     let letters = streams::dead_letters(&bed.jetstream).await?;
     let in_front = letters.iter().filter(|letter| letter.header("Mailroom-Headers-Bytes").is_some()).count();
     ensure!(in_front as u64 == MAILS / 2, "{in_front} letters with headers in front");
+    let listed = command::host(["dead", "list", "--json", "--subject", SUBJECT, "--server", bed.server.url()]).await?;
+    let listed = listed.success()?.stdout;
+    ensure!(listed.lines().count() as u64 == MAILS / 4 && listed.contains(SUBJECT), "{listed}");
     Ok(())
 }
 

@@ -127,7 +127,7 @@ async fn the_native_handler_settles_mail_as_the_component_does() -> Result<()> {
     assert_eq!(component.len(), tools::mails()?.len());
     assert_eq!(component, native);
     let queues: BTreeSet<_> = native.values().map(|(subject, ..)| subject.as_str()).collect();
-    let expected = ["verdict.helpdesk.ID", "verdict.billing.ID", "dead.MAIL.triage"];
+    let expected = ["verdict.helpdesk.ID", "verdict.billing.ID", "dead.MAIL.triage.ID"];
     assert!(expected.iter().all(|subject| queues.contains(subject)), "{queues:?}");
     let reasons: BTreeSet<_> = native.values().filter_map(|(_, headers, _)| headers.get("Mailroom-Reason")).collect();
     assert_eq!(reasons.len(), 2, "rejected, and too large: {reasons:?}");
@@ -193,12 +193,12 @@ async fn a_dead_letter_keeps_the_whole_message() -> Result<()> {
     headers.insert("Mailroom-Id", "forged");
     bed.tell_with(headers, "reject not\tfor us\nbody").await?;
     let letter = &bed.dead_letters(1).await?[0];
-    assert_eq!(letter.subject, "dead.MAIL.triage");
     assert_eq!(letter.payload, "reject not\tfor us\nbody");
     let tags: Vec<&str> = letter.headers.get_all("X-Tag").map(|value| value.as_str()).collect();
     assert_eq!(tags, ["one", "two"]);
     let id = letter.header("Mailroom-Id").context("an id")?;
     assert!(id.starts_with("MAIL:") && id.ends_with(":triage:1"), "{id}");
+    assert_eq!(letter.subject, format!("dead.MAIL.triage.{id}"));
     for (name, value) in [
         ("Nats-Msg-Id", format!("dead.{id}").as_str()),
         ("Mailroom-Original-Nats_Msg-Id", "the sender's"),

@@ -111,7 +111,7 @@ async fn no_user_can_do_more() -> Result<()> {
         "$JS.API.CONSUMER.CREATE.MAIL",
         "$JS.API.CONSUMER.DURABLE.CREATE.MAIL.mine",
     ];
-    const WORK: [&str; 3] = ["verdict.support.x", "dead.MAIL.triage", "$JS.ACK.MAIL.triage.1.1.1.1.1"];
+    const WORK: [&str; 3] = ["verdict.support.x", "dead.MAIL.triage.x", "$JS.ACK.MAIL.triage.1.1.1.1.1"];
     const READING: [&str; 3] =
         ["$JS.API.STREAM.MSG.GET.MAIL", "$JS.API.CONSUMER.MSG.NEXT.MAIL.triage", "$JS.API.CONSUMER.CREATE.MAIL.mine"];
     let own: [(&str, &[&[&str]]); 5] = [

@@ -28,7 +28,7 @@ async fn smaller_limits_delete_nothing_unless_allowed() -> Result<()> {
     for (stream, subject, flag) in [
         (streams::MAIL, "mail.test", "--mail-max-bytes"),
         (streams::VERDICTS, "verdict.support.x", "--verdict-max-bytes"),
-        (streams::DEAD, "dead.MAIL.triage", "--dead-max-bytes"),
+        (streams::DEAD, "dead.MAIL.triage.x", "--dead-max-bytes"),
         ("KV_triage", "$KV.triage.key", "--bucket-max-bytes"),
     ] {
         for number in 0..30 {

@@ -228,7 +228,7 @@ async fn what_was_compiled_is_kept_and_checked() -> Result<()> {
 #[tokio::test]
 async fn what_is_missing_on_the_server_is_named_with_the_command_that_makes_it() -> Result<()> {
     let server = NatsServer::start().await?;
-    let bed = Bed { jetstream: server.jetstream().await?, server };
+    let bed = Bed { jetstream: server.jetstream().await?, server, patience: SOON };
     let url = bed.server.url().to_owned();
     server_refused(&url, &[], &["stream MAIL", "`host provision`"]).await?;
     bed.provision(&[]).await?;
