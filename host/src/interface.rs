@@ -8,10 +8,16 @@ mod bindings {
     wasmtime::component::bindgen!({
         path: "../wit",
         world: "triage",
+        imports: {
+            "wasi:keyvalue": async,
+            "mailroom:triage/claims": async,
+        },
         exports: { default: async },
+        with: { "wasi:keyvalue/store.bucket": crate::capabilities::Bucket },
     });
 }
 
+pub(crate) use bindings::mailroom::triage::claims;
 pub use bindings::mailroom::triage::types::{Failure, Issue, Message, Priority, Verdict};
 pub(crate) use bindings::{TriagePre, wasi};
 

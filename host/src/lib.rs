@@ -49,7 +49,7 @@ mod publish;
 mod triage;
 mod verdicts;
 
-pub use capabilities::Configuration;
+pub use capabilities::{Configuration, Grants, KeyValue};
 pub use cli::main;
 pub use component::Loaded;
 #[cfg(feature = "compile")]

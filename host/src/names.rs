@@ -180,6 +180,16 @@ pub(crate) fn check_name(flag: &str, name: &str) -> Result<()> {
     Ok(())
 }
 
+/// Checks the name of a key-value bucket.
+pub(crate) fn check_bucket(flag: &str, name: &str) -> Result<()> {
+    check_name(flag, name)?;
+    ensure!(
+        name.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c)),
+        "{flag} {name:?}: only letters, digits, - and _ are allowed"
+    );
+    Ok(())
+}
+
 /// Checks a subject to publish to: tokens separated by dots, no wildcard.
 pub(crate) fn check_subject(flag: &str, subject: &str) -> Result<()> {
     check_pattern(flag, subject)?;

@@ -1,6 +1,6 @@
 //! The pool of instances: one fresh, bounded instance per message, from wasmtime's pooling allocator.
 
-use crate::capabilities::{Configuration, State, TABLE_MAX_ELEMENTS, link};
+use crate::capabilities::{Grants, State, TABLE_MAX_ELEMENTS, link};
 use crate::component::Loaded;
 use crate::handler::{Failure, Fault, Handler, PoolUse, Run, outcome};
 use crate::interface::{self, Message, TriagePre};
@@ -206,7 +206,7 @@ fn config_with_pool(limits: &Limits) -> Config {
 pub struct Guest {
     engine: Engine,
     pre: TriagePre<State>,
-    configuration: Configuration,
+    grants: Arc<Grants>,
     limits: Limits,
     clock: Arc<Clock>,
     digest: Arc<str>,
@@ -217,18 +217,18 @@ impl Guest {
     /// Links `loaded` into `engine` and checks that it is a guest.
     ///
     /// # Errors
-    /// An import that nothing provides, a missing `handler` export, or one of another shape; named, with the remedy.
-    pub fn new(engine: &Engine, loaded: Loaded, configuration: Configuration, limits: Limits) -> Result<Self> {
+    /// An import that nothing provides or grants, a missing `handler` export, or one of another shape; named, with the remedy.
+    pub fn new(engine: &Engine, loaded: Loaded, grants: Arc<Grants>, limits: Limits) -> Result<Self> {
         let clock = Arc::new(Clock::start(engine.clone())?);
-        Self::linked(engine, loaded, configuration, limits, clock)
+        Self::linked(engine, loaded, grants, limits, clock)
     }
 
-    /// Another component in the same engine, with the same configuration and bounds.
+    /// Another component in the same engine, with the same grants and bounds.
     ///
     /// # Errors
     /// As [`Guest::new`].
     pub fn with(&self, loaded: Loaded) -> Result<Self> {
-        Self::linked(&self.engine, loaded, self.configuration.clone(), self.limits.clone(), self.clock.clone())
+        Self::linked(&self.engine, loaded, self.grants.clone(), self.limits.clone(), self.clock.clone())
     }
 
     /// The engine that it is compiled for.
@@ -236,13 +236,7 @@ impl Guest {
         &self.engine
     }
 
-    fn linked(
-        engine: &Engine,
-        loaded: Loaded,
-        configuration: Configuration,
-        limits: Limits,
-        clock: Arc<Clock>,
-    ) -> Result<Self> {
+    fn linked(engine: &Engine, loaded: Loaded, grants: Arc<Grants>, limits: Limits, clock: Arc<Clock>) -> Result<Self> {
         let Loaded { component, digest, path } = loaded;
         let name = path.display().to_string();
         let kind = component.component_type();
@@ -261,13 +255,13 @@ impl Guest {
         {
             bail!("{name}: has {} linear memories; a slot holds one, so merge its modules", needs.num_memories);
         }
-        let linker = link(engine, &component).with_context(|| name.clone())?;
+        let linker = link(engine, &component, &grants).with_context(|| name.clone())?;
         let pre = linker
             .instantiate_pre(&component)
             .and_then(TriagePre::new)
             .map_err(anyhow::Error::from)
             .with_context(|| format!("{name}: does not fit the interfaces of this host"))?;
-        Ok(Self { engine: engine.clone(), pre, configuration, limits, clock, digest: digest.into(), path })
+        Ok(Self { engine: engine.clone(), pre, grants, limits, clock, digest: digest.into(), path })
     }
 
     /// Makes an instance and throws it away: what only then shows is said at start instead of for every message.
@@ -293,7 +287,7 @@ impl Guest {
     /// The bounds of one instance whose time began at `started`.
     fn store(&self, started: Instant) -> Store<State> {
         let limits = &self.limits;
-        let mut store = Store::new(&self.engine, State::new(self.configuration.clone(), limits.memory_max_bytes));
+        let mut store = Store::new(&self.engine, State::new(self.grants.clone(), limits.memory_max_bytes));
         store.limiter(|state| &mut state.limiter);
         store.set_hostcall_fuel(limits.output_max_bytes);
         store.set_epoch_deadline(1);
@@ -602,7 +596,7 @@ mod fuzz {
                 .unwrap_or_else(|err| panic!("{}: {err}; `cargo xtask build` makes it", path.display()));
             let engine = engine(&mut LIMITS.clone(), 1).expect("a pool");
             let loaded = from_bytes(&engine, &path, &bytes).expect("a component");
-            let guest = Arc::new(Guest::new(&engine, loaded, Configuration::default(), LIMITS).expect("a guest"));
+            let guest = Arc::new(Guest::new(&engine, loaded, Arc::default(), LIMITS).expect("a guest"));
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
             Self { guest, runtime }
         }

@@ -4,7 +4,7 @@
 //! has never heard of survives an update.
 
 use crate::cli::counted;
-use crate::names::{NameArgs, Names, check_name, check_pattern, covers, overlap};
+use crate::names::{NameArgs, Names, check_bucket, check_pattern, covers, overlap};
 use crate::nats::{NatsArgs, check_jetstream, warn_if_refused};
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use async_nats::jetstream::response::Response;
@@ -331,11 +331,7 @@ impl Layout {
             check_pattern("--filter", filter)?;
         }
         if let Some(bucket) = &self.bucket {
-            check_name("--bucket", bucket)?;
-            ensure!(
-                bucket.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c)),
-                "--bucket {bucket:?}: only letters, digits, - and _ are allowed"
-            );
+            check_bucket("--bucket", bucket)?;
         }
         let show = humantime::format_duration;
         ensure!(

@@ -1,7 +1,7 @@
 //! `host run`: from the command line to the loop and back. The loop's part of it is any handler's.
 
 use crate::admin::{Admin, Condition, Health, Metrics};
-use crate::capabilities::Configuration;
+use crate::capabilities::{Configuration, Grants, KeyValue, NatsBucket};
 use crate::cli::{counted, runtime};
 use crate::component::{CacheArgs, Pin};
 use crate::dev::DevServer;
@@ -42,22 +42,43 @@ const STOP_MAX: Duration = Duration::from_secs(20);
 /// Longest wait for an answer of JetStream's at start.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// What the guest asks of the server takes at most one part in so many of its deadline: it hears what went wrong.
+const GUEST_PART: u32 = 2;
+
 /// What the operator tells the guest.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ConfigurationArgs {
     /// Configuration that the guest reads through wasi:config; repeatable
     #[arg(long = "config", value_name = "KEY=VALUE", env = "MAILROOM_CONFIG", value_delimiter = '\n')]
     pairs: Vec<String>,
+
+    /// The same as TOML: tables become keys with dots, and `{ file = "PATH" }` is what stands in that file; --config
+    /// comes after it
+    #[arg(long = "config-file", value_name = "FILE", env = "MAILROOM_CONFIG_FILE")]
+    file: Option<PathBuf>,
 }
 
 impl ConfigurationArgs {
-    /// Checks the pairs.
+    /// Reads the file and checks the pairs.
     ///
     /// # Errors
-    /// As [`Configuration::parse`].
+    /// As [`Configuration::read`] and [`Configuration::parse`].
     pub fn resolve(&self) -> Result<Configuration> {
-        Configuration::parse(&self.pairs)
+        let file = self.file.as_deref().map(Configuration::read).transpose()?.unwrap_or_default();
+        file.with(&self.pairs)
     }
+}
+
+/// What the operator lets guests have.
+#[derive(Debug, Clone, clap::Args)]
+struct GrantArgs {
+    #[command(flatten)]
+    configuration: ConfigurationArgs,
+
+    /// What guests share through wasi:keyvalue and mailroom:triage/claims: `nats:BUCKET` on the server, 64 MiB of this
+    /// process's `memory`, or `none`
+    #[arg(long, value_name = "STORE", env = "MAILROOM_KEYVALUE", default_value = "none")]
+    keyvalue: KeyValue,
 }
 
 /// Arguments that bound what a guest may use, shared by the commands that run one.
@@ -65,7 +86,7 @@ impl ConfigurationArgs {
 #[command(next_help_heading = "Guest")]
 pub struct GuestArgs {
     #[command(flatten)]
-    configuration: ConfigurationArgs,
+    grants: GrantArgs,
 
     /// Most time for one message, waiting included
     #[arg(long, value_name = "TIME", env = "MAILROOM_DEADLINE", default_value = "1s", value_parser = humantime::parse_duration)]
@@ -88,8 +109,8 @@ impl GuestArgs {
     /// Checks the bounds, for `slots` instances.
     ///
     /// # Errors
-    /// A bound that no guest could live with, or a configuration that is no list of pairs.
-    pub fn resolve(&self, slots: u32) -> Result<(Configuration, Limits)> {
+    /// A bound that no guest could live with, or a configuration that is none.
+    pub fn resolve(&self, slots: u32) -> Result<(Arc<Grants>, Limits)> {
         ensure!(!self.deadline.is_zero(), "--deadline 0s leaves no time to run; 1s is usual");
         let memory = self.memory_max.as_u64();
         ensure!(
@@ -106,7 +127,9 @@ impl GuestArgs {
             output_max_bytes: usize::try_from(output).context("--output-max")?,
             host_calls_max: self.host_calls_max,
         };
-        Ok((self.configuration.resolve()?, limits))
+        let GrantArgs { configuration, keyvalue } = &self.grants;
+        let grants = Grants { configuration: configuration.resolve()?, keyvalue: keyvalue.clone() };
+        Ok((Arc::new(grants), limits))
     }
 }
 
@@ -236,6 +259,8 @@ struct Config {
     listen: Listen,
     nats: Nats,
     names: Names,
+    /// What guests share, if it is on the server.
+    bucket: Option<Arc<NatsBucket>>,
 }
 
 impl RunArgs {
@@ -246,8 +271,9 @@ impl RunArgs {
     pub fn execute(self) -> Result<ExitCode> {
         let _log = self.serve.log.start()?;
         let shards = self.serve.shards()?;
-        let (configuration, mut limits) = self.guest.resolve(self.slots(shards)?)?;
+        let (grants, mut limits) = self.guest.resolve(self.slots(shards)?)?;
         let mut config = self.serve.resolve(shards, limits.slots, limits.deadline)?;
+        config.bucket = grants.keyvalue.nats();
 
         // Before anything that takes long: the first process of a container ignores signals without a handler.
         let runtime = runtime()?;
@@ -260,7 +286,7 @@ impl RunArgs {
         let source = Source { path: self.component, cache: self.cache, pin: self.component_digest };
         let watching = self.watch.then(|| Watching::new(&source.path));
         let loaded = source.cache.load(&engine, &source.path, source.pin.as_ref())?;
-        let guest = Arc::new(Guest::new(&engine, loaded, configuration, limits)?);
+        let guest = Arc::new(Guest::new(&engine, loaded, grants, limits)?);
         runtime.block_on(guest.try_out())?;
 
         let server = self.dev.then(|| DevServer::start(self.nats_server.as_deref())).transpose()?;
@@ -360,6 +386,7 @@ impl ServeArgs {
             listen: self.listen,
             nats: self.nats.resolve()?,
             names: self.names.resolve()?,
+            bucket: None,
         })
     }
 }
@@ -507,6 +534,9 @@ async fn check(jetstream: &async_nats::jetstream::Context, config: &Config) -> R
     );
     if !wrong.is_empty() {
         bail!("unsafe settings: {}", wrong.join("; "));
+    }
+    if let Some(bucket) = &config.bucket {
+        bucket.open(jetstream, config.deadline / GUEST_PART).await?;
     }
     Ok(())
 }

@@ -241,8 +241,7 @@ impl Sink {
             Ok(_) => Ok(Stored::Now),
             Err(err) => match err.kind() {
                 PublishErrorKind::WrongLastSequence => Ok(Stored::Before),
-                PublishErrorKind::MaxPayloadExceeded => Err(StoreError::TooLarge(bytes)),
-                _ if never_stored(&err) => Err(StoreError::TooLarge(bytes)),
+                _ if is_too_large(&err) => Err(StoreError::TooLarge(bytes)),
                 _ => Err(StoreError::Unavailable(err.to_string())),
             },
         }
@@ -264,9 +263,11 @@ fn headers_of_ours(id: &str, component: &str) -> HeaderMap {
     headers
 }
 
-fn never_stored(err: &PublishError) -> bool {
+/// Whether the server will never store what it did not store now.
+pub(crate) fn is_too_large(err: &PublishError) -> bool {
     let cause = std::error::Error::source(err).and_then(|cause| cause.downcast_ref::<jetstream::Error>());
-    cause.is_some_and(|cause| NEVER_STORED.contains(&cause.error_code().0))
+    err.kind() == PublishErrorKind::MaxPayloadExceeded
+        || cause.is_some_and(|cause| NEVER_STORED.contains(&cause.error_code().0))
 }
 
 /// `text` as a header's value: one line, bounded, and nothing in it that NATS could take for a header's name.

@@ -8,7 +8,7 @@ use crate::log::LogArgs;
 use crate::mails::{Format, Mail, mails};
 use crate::pool::{self, Guest};
 use crate::run::GuestArgs;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -62,10 +62,10 @@ impl TriageArgs {
     /// reported on standard error, and the exit code is 1.
     pub fn execute(&self) -> Result<ExitCode> {
         let _log = self.log.start()?;
-        let (configuration, mut limits) = self.guest.resolve(1)?;
+        let (grants, mut limits) = self.guest.resolve(1)?;
+        ensure!(grants.keyvalue.nats().is_none(), "no server is asked here; use --keyvalue memory");
         let engine = pool::engine(&mut limits, 1)?;
-        let guest =
-            Arc::new(Guest::new(&engine, self.cache.load(&engine, &self.component, None)?, configuration, limits)?);
+        let guest = Arc::new(Guest::new(&engine, self.cache.load(&engine, &self.component, None)?, grants, limits)?);
         let runtime = runtime()?;
         runtime.block_on(guest.try_out())?;
 

@@ -28,12 +28,13 @@ const LEAN: &str = "-C target-feature=+simd128 -C link-arg=--initial-memory=1048
 
 /// The two faces of the triage are core modules without WASI, which the host's `compile` command wraps: a plain
 /// `wasmtime serve` refuses the `wasi:cli/environment` that the standard library would import. The ordinary triage and
-/// the actor are components as the compiler leaves them, like most people's; the former is there to be measured.
-const GUESTS: [Guest; 4] = [
+/// the guests for the tests are components as the compiler leaves them, like most people's; the former is there to be measured.
+const GUESTS: [Guest; 5] = [
     Guest { name: "triage", package: "triage", target: CORE, rustflags: LEAN },
     Guest { name: "triage-http", package: "triage-http", target: CORE, rustflags: LEAN },
     Guest { name: "triage-ordinary", package: "triage", target: WASIP2, rustflags: SIMD },
     Guest { name: "actor", package: "actor", target: WASIP2, rustflags: "" },
+    Guest { name: "keeper", package: "keeper", target: WASIP2, rustflags: "" },
 ];
 
 /// Sees to it that the toolchain can compile for both wasm targets.

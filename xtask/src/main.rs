@@ -40,6 +40,7 @@ Commands:
                           TARGET/components/triage-http.wasm  the same behind HTTP, for `wasmtime serve`
                           TARGET/components/triage-ordinary.wasm  the same as compilers make it, to be measured
                           TARGET/components/actor.wasm        a guest for the tests, does what the mail says
+                          TARGET/components/keeper.wasm       another, does it with what guests share
                           TARGET/shim/                        the three executables of a Kubernetes node
   demo [--keep]         Build, start a private nats-server and a host, publish the sample mails of tests/mails,
                         show every verdict and where the time went, clean up

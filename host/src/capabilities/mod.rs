@@ -2,23 +2,45 @@
 //!
 //! A guest has no file, socket, environment variable or argument. The WASI base is linked because every ordinary
 //! toolchain imports it; behind it are an empty file system, clocks, random numbers and two bounded output streams.
-//! `wasi:config` holds what the operator passed with `--config` and is empty otherwise.
+//! `wasi:config` holds what the operator passed with `--config` and is empty otherwise. All else is there if the operator
+//! grants it.
 
 mod config;
+mod keyvalue;
 mod output;
 
 pub use config::Configuration;
+pub(crate) use keyvalue::NatsBucket;
+pub use keyvalue::{Bucket, KeyValue};
 pub(crate) use output::Output;
 
-use crate::interface::wasi;
+use crate::interface::{claims, wasi};
 use anyhow::{Context, Result, bail};
+use std::sync::Arc;
 use wasmtime::component::{Component, HasSelf, Linker, ResourceTable};
 use wasmtime::{Engine, ResourceLimiter};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
+/// What the operator lets guests have.
+#[derive(Debug, Default)]
+pub struct Grants {
+    /// What they read through `wasi:config`.
+    pub configuration: Configuration,
+    /// What they share through `wasi:keyvalue`.
+    pub keyvalue: KeyValue,
+}
+
+impl Grants {
+    /// All that can be granted.
+    #[cfg(feature = "compile")]
+    pub fn all() -> Self {
+        Self { configuration: Configuration::default(), keyvalue: KeyValue::Memory(Arc::default()) }
+    }
+}
+
 /// The state behind one instance: it lives and dies with one message.
 pub(crate) struct State {
-    configuration: Configuration,
+    grants: Arc<Grants>,
     /// Made when the guest first calls into WASI, which a lean guest never does.
     wasi: Option<Box<Wasi>>,
     /// The bounds on memory and tables, and whether the guest ran into them.
@@ -35,8 +57,8 @@ struct Wasi {
 }
 
 impl State {
-    pub fn new(configuration: Configuration, memory_max_bytes: usize) -> Self {
-        Self { configuration, wasi: None, limiter: Limiter { memory_max_bytes, memory_refused: false }, host_calls: 0 }
+    pub fn new(grants: Arc<Grants>, memory_max_bytes: usize) -> Self {
+        Self { grants, wasi: None, limiter: Limiter { memory_max_bytes, memory_refused: false }, host_calls: 0 }
     }
 
     /// The state for one call from the guest.
@@ -94,46 +116,90 @@ impl ResourceLimiter for Limiter {
 /// Links what `component` imports.
 ///
 /// # Errors
-/// An import that nothing provides, by name, with what would.
-pub(crate) fn link(engine: &Engine, component: &Component) -> Result<Linker<State>> {
+/// An import that nothing provides, or that is not granted, by name, with what would.
+pub(crate) fn link(engine: &Engine, component: &Component, grants: &Grants) -> Result<Linker<State>> {
     for (import, _) in component.component_type().imports(engine) {
-        if let Some(refusal) = refusal(import) {
-            bail!("imports {import}, {refusal}");
+        match need(import) {
+            Need::Nothing => {}
+            Need::Grant(flag) if flag.is_given(grants) => {}
+            Need::Grant(flag) => bail!("imports {import}, which {} grants", flag.usage()),
+            Need::Other(remedy) => bail!("imports {import}, {remedy}"),
         }
     }
     let mut linker = Linker::new(engine);
-    wasmtime_wasi::p2::add_to_linker_async(&mut linker)
-        .and_then(|()| wasi::config::store::add_to_linker::<State, HasSelf<State>>(&mut linker, State::called))
-        .map_err(anyhow::Error::from)
-        .context("link the WASI interfaces")?;
+    add(&mut linker).map_err(anyhow::Error::from).context("link the WASI interfaces")?;
     Ok(linker)
+}
+
+fn add(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+    use wasi::keyvalue::{atomics, batch, store};
+    wasmtime_wasi::p2::add_to_linker_async(linker)?;
+    wasi::config::store::add_to_linker::<State, HasSelf<State>>(linker, State::called)?;
+    store::add_to_linker::<State, HasSelf<State>>(linker, State::called)?;
+    batch::add_to_linker::<State, HasSelf<State>>(linker, State::called)?;
+    atomics::add_to_linker::<State, HasSelf<State>>(linker, State::called)?;
+    claims::add_to_linker::<State, HasSelf<State>>(linker, State::called)
 }
 
 /// What a component would need, for `host inspect`: one line per import.
 #[cfg(feature = "compile")]
 pub(crate) fn provided(import: &str) -> String {
-    refusal(import)
-        .map_or_else(|| "provided".to_string(), |refusal| format!("refused, {}", refusal.trim_start_matches("which ")))
+    match need(import) {
+        Need::Nothing => "provided".to_string(),
+        Need::Grant(flag) => format!("granted by {}", flag.usage()),
+        Need::Other(remedy) => format!("refused, {}", remedy.trim_start_matches("which ")),
+    }
 }
 
-/// Why `import` is not linked, or nothing where it is.
-fn refusal(import: &str) -> Option<&'static str> {
+/// What it takes for an import to be linked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Need {
+    Nothing,
+    /// The operator's word.
+    Grant(Flag),
+    /// Something else than this host.
+    Other(&'static str),
+}
+
+/// A flag with which the operator grants something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Flag {
+    KeyValue,
+}
+
+impl Flag {
+    fn usage(self) -> &'static str {
+        match self {
+            Self::KeyValue => "--keyvalue nats:BUCKET (or --keyvalue memory)",
+        }
+    }
+
+    fn is_given(self, grants: &Grants) -> bool {
+        match self {
+            Self::KeyValue => !matches!(grants.keyvalue, KeyValue::None),
+        }
+    }
+}
+
+fn need(import: &str) -> Need {
     let interface = import.split('@').next().unwrap_or(import);
     let (package, _) = interface.split_once('/').unwrap_or((interface, ""));
     match package {
-        "wasi:cli" | "wasi:clocks" | "wasi:filesystem" | "wasi:io" | "wasi:random" => import
-            .split_once('@')
-            .is_none_or(|(_, version)| !version.starts_with("0.2."))
-            .then_some("and this host provides version 0.2 of it; build the guest for wasm32-wasip2"),
-        "wasi:config" => None,
-        "mailroom:triage" if interface != "mailroom:triage/claims" => None,
-        "wasi:keyvalue" | "mailroom:triage" => Some("which this version of the host cannot grant yet; build the guest without it"),
-        "wasi:http" => Some(
+        "wasi:cli" | "wasi:clocks" | "wasi:filesystem" | "wasi:io" | "wasi:random" => {
+            match import.split_once('@').is_some_and(|(_, version)| version.starts_with("0.2.")) {
+                true => Need::Nothing,
+                false => Need::Other("and this host provides version 0.2 of it; build the guest for wasm32-wasip2"),
+            }
+        }
+        "wasi:keyvalue" => Need::Grant(Flag::KeyValue),
+        "mailroom:triage" if interface == "mailroom:triage/claims" => Need::Grant(Flag::KeyValue),
+        "wasi:config" | "mailroom:triage" => Need::Nothing,
+        "wasi:http" => Need::Other(
             "which this version of the host cannot grant yet; if this is the face for `wasmtime serve`, run the lean \
              component instead",
         ),
-        "wasi:sockets" => Some("and a guest gets no network; build it without (componentize-py: --stub-wasi)"),
-        _ => Some("which nothing provides; build the guest without it"),
+        "wasi:sockets" => Need::Other("and a guest gets no network; build it without (componentize-py: --stub-wasi)"),
+        _ => Need::Other("which nothing provides; build the guest without it"),
     }
 }
 
@@ -183,21 +249,14 @@ mod tests {
     }
 
     #[test]
-    fn imports_are_provided_or_refused_by_name() {
-        for import in ["wasi:cli/stdout@0.2.6", "wasi:io/poll@0.2.0", "wasi:config/store@0.2.0-rc.1"] {
-            assert_eq!(refusal(import), None, "{import}");
-        }
-        for import in [
-            "wasi:cli/stdout@0.3.0",
-            "wasi:sockets/tcp@0.2.6",
-            "wasi:http/outgoing-handler@0.2.6",
-            "wasi:keyvalue/store@0.2.0-draft",
-            "mailroom:triage/claims@0.1.0",
-            "acme:cloud/everything",
-            "env",
-        ] {
-            assert!(refusal(import).is_some(), "{import}");
-        }
-        assert_eq!(refusal(HANDLER), None);
+    fn imports_are_provided_granted_or_refused_by_name() {
+        let provided = ["wasi:cli/stdout@0.2.6", "wasi:io/poll@0.2.0", "wasi:config/store@0.2.0-rc.1", HANDLER];
+        let granted =
+            ["wasi:keyvalue/store@0.2.0-draft", "wasi:keyvalue/batch@0.2.0-draft", "mailroom:triage/claims@0.1.0"];
+        let refused =
+            ["wasi:cli/stdout@0.3.0", "wasi:sockets/tcp@0.2.6", "wasi:http/types@0.2.6", "acme:cloud/all", "env"];
+        assert!(provided.iter().all(|import| need(import) == Need::Nothing));
+        assert!(granted.iter().all(|import| need(import) == Need::Grant(Flag::KeyValue)));
+        assert!(refused.iter().all(|import| matches!(need(import), Need::Other(_))));
     }
 }

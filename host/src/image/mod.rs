@@ -3,7 +3,7 @@
 mod executable;
 mod layout;
 
-use crate::capabilities::Configuration;
+use crate::capabilities::Grants;
 use crate::cli::print;
 use crate::component::{Interfaces, from_bytes, machine_code, read_component, write_atomically};
 use crate::engine::Cpu;
@@ -17,6 +17,7 @@ use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Arguments of `host image`.
@@ -319,7 +320,7 @@ fn created() -> Result<Created> {
 fn check_guest(path: &Path, component: &[u8]) -> Result<()> {
     let engine = pool::engine(&mut WIDEST.clone(), 1)?;
     let loaded = from_bytes(&engine, path, component)?;
-    let guest = Guest::new(&engine, loaded, Configuration::default(), WIDEST)?;
+    let guest = Guest::new(&engine, loaded, Arc::new(Grants::all()), WIDEST)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     runtime.block_on(guest.try_out())
 }

@@ -3,10 +3,10 @@
 
 use anyhow::Result;
 use futures::executor::block_on;
+use host::from_bytes;
 use host::handler::{Handler as _, Run};
 use host::native::{Message, Verdict};
 use host::pool::{Guest, Limits};
-use host::{Configuration, from_bytes};
 use std::fs;
 use std::hint::black_box;
 use std::path::Path;
@@ -104,7 +104,7 @@ pub fn contestants() -> Result<Vec<Contestant>> {
     let on_demand = engine(InstanceAllocationStrategy::OnDemand)?;
     let guest = |engine: &Engine, path: &Path| -> Result<Arc<Guest>> {
         let loaded = from_bytes(engine, path, &fs::read(path)?)?;
-        Ok(Arc::new(Guest::new(engine, loaded, Configuration::default(), LIMITS)?))
+        Ok(Arc::new(Guest::new(engine, loaded, Arc::default(), LIMITS)?))
     };
     let fresh = |key, name, guest: Arc<Guest>| Contestant {
         key,

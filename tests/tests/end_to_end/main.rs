@@ -11,6 +11,7 @@ mod harness;
 mod hostile_components;
 mod hostile_messages;
 mod images;
+mod keyvalue;
 mod lifecycle;
 mod load;
 mod made_again;

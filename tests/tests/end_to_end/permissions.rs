@@ -77,15 +77,25 @@ async fn every_user_can_do_its_work() -> Result<()> {
     raw.publish(b"mail.test", Some(b"NATS/1.0\r\nA: \xff\r\n\r\n"), b"verdict support").await?;
     raw.flush().await?;
     site.until(2, 2).await?;
+    let keeper = Host::on(site.server.url()).component(tools::component("keeper")?);
+    let keeper = keeper.args(&site.login("host")[2..]).args(["--keyvalue", "nats:triage"]).start().await?;
+    keeper.until_ready(SOON).await?;
+    assert_eq!(host.stop(SOON).await?.code(), Some(0));
+    let file = folder.path().join("4");
+    std::fs::write(&file, "get a\nset a b\nclaim a c\nincrement n 1\ndelete n\nkeys")?;
+    site.run("publisher", &["publish", "--format", "mail", &file.display().to_string()]).await?;
+    site.until(3, 2).await?;
+    drop(keeper);
+    host = site.host().await?;
 
-    ensure!(site.run("reader", &["verdicts", "--json"]).await?.stdout.lines().count() == 2, "two verdicts are read");
+    ensure!(site.run("reader", &["verdicts", "--json"]).await?.stdout.lines().count() == 3, "three verdicts are read");
     ensure!(site.run("operator", &["dead", "list"]).await?.stdout.contains("rejected"), "no dead letter");
     site.run("operator", &["dead", "show", "1"]).await?;
     site.run("operator", &["dead", "replay", "--all"]).await?;
-    site.until(3, 1).await?;
+    site.until(4, 1).await?;
     site.run("operator", &["dead", "drop", "3", "--yes"]).await?;
     site.run("operator", &["dead", "drop", "--all", "--yes"]).await?;
-    site.until(3, 0).await?;
+    site.until(4, 0).await?;
     site.run("provisioner", &["provision", "--update", "--dead-max-age", "90d"]).await?;
     assert_eq!(host.stop(SOON).await?.code(), Some(0));
     let refused: Vec<_> = host.process().lines().into_iter().filter(|line| line.contains("NATS refuses")).collect();
@@ -122,7 +132,7 @@ async fn no_user_can_do_more() -> Result<()> {
                 &MAKING,
                 &["mail.test", "replay.MAIL.triage.x", "$JS.API.STREAM.MSG.GET.DEAD"],
                 &["$JS.API.CONSUMER.MSG.NEXT.MAIL.other", "$JS.ACK.MAIL.other.1.1.1.1.1"],
-                &["$JS.API.CONSUMER.CREATE.DEAD", "$JS.API.CONSUMER.CREATE.VERDICTS", "$KV.triage.key"],
+                &["$JS.API.CONSUMER.CREATE.DEAD", "$JS.API.CONSUMER.CREATE.VERDICTS", "$KV.other.key"],
             ],
         ),
         ("publisher", &[&DESTRUCTIVE, &MAKING, &WORK, &READING, &["replay.MAIL.triage.x", "$JS.API.INFO"]]),
