@@ -1,6 +1,7 @@
 //! The triage on mails that nobody thought of.
 
-use crate::{REASON_MAX_BYTES, REASONS_MAX, Rules, queue, triage};
+use crate::memory::Map;
+use crate::{REASON_MAX_BYTES, REASONS_MAX, Rules, Verdict, queue, triage, triage_with};
 use ::fuzz::{Just, Strategy, any, check, collection, mutated, prop_oneof, sample};
 use std::path::Path;
 
@@ -102,6 +103,10 @@ fn configurations() -> impl Strategy<Value = Vec<(String, String)>> {
             "queue.",
             "priority.urgent",
             "priority.low",
+            "route.1",
+            "issue.keys",
+            "heat.mails",
+            "team.confidence",
             "",
         ])
         .prop_map(str::to_owned),
@@ -112,6 +117,9 @@ fn configurations() -> impl Strategy<Value = Vec<(String, String)>> {
         Just(String::new()),
         "[a-z, ]{0,60}",
         "\\PC{0,30}",
+        "[a-z]{1,3} (from|to|subject|body|header:[a-z]) (/[a-z(|)*.]{0,8}/|[a-z]{1,8})",
+        "([a-z# ]{0,5}\\{[nPx]\\}[a-z, ]{0,3}){1,3}",
+        "[0-9.]{1,3}",
         collection::vec("[a-z]{1,12}( [a-z]{1,12})?", 0..40).prop_map(|words| words.join(", ")),
     ];
     collection::vec((key, value), 0..12)
@@ -133,15 +141,45 @@ fn every_mail_gets_an_answer_within_the_bounds() {
         assert_eq!(answer, triage(&mail, &rules), "not the same twice");
         match answer {
             Err(reason) => assert!(!reason.is_empty()),
-            Ok(verdict) => {
-                assert!(queue::is_name(&verdict.queue), "queue {:?}", verdict.queue);
-                let id = verdict.issue.id();
-                assert!((1..=256).contains(&id.len()) && !id.chars().any(char::is_control), "issue {id:?}");
-                assert!(verdict.reasons.len() <= REASONS_MAX, "{} reasons", verdict.reasons.len());
-                for reason in &verdict.reasons {
-                    assert!(reason.len() <= REASON_MAX_BYTES && !reason.chars().any(char::is_control), "{reason:?}");
-                }
+            Ok(verdict) => within_bounds(&verdict),
+        }
+    });
+}
+
+fn within_bounds(verdict: &Verdict) {
+    assert!(queue::is_name(&verdict.queue), "queue {:?}", verdict.queue);
+    let id = verdict.issue.id();
+    assert!((1..=256).contains(&id.len()) && !id.chars().any(char::is_control), "issue {id:?}");
+    assert!(verdict.reasons.len() <= REASONS_MAX, "{} reasons", verdict.reasons.len());
+    for reason in &verdict.reasons {
+        assert!(reason.len() <= REASON_MAX_BYTES && !reason.chars().any(char::is_control), "{reason:?}");
+    }
+}
+
+/// Whatever came before: no panic, within bounds, and who comes again, in whatever order, gets the same issue, queue and
+/// priority.
+#[test]
+fn memory_gives_any_mail_the_same_verdict_again() {
+    let some = (collection::vec((mails(), 0..10_000_u64), 1..8), any::<bool>());
+    check("mails with memory", 1_500, some, |(mails, backwards)| {
+        let rules = Rules::defaults();
+        let mut memory = Map::default();
+        let mut decide = |(mail, time): &(Vec<u8>, u64)| triage_with(mail, *time, &rules, &mut memory);
+        let first: Vec<_> = mails.iter().map(&mut decide).collect();
+        first.iter().flatten().for_each(within_bounds);
+        let numbers: Vec<usize> = if backwards { (0..mails.len()).rev().collect() } else { (0..mails.len()).collect() };
+        for number in numbers {
+            let again = decide(&mails[number]);
+            let decided = |verdict: &Verdict| (verdict.issue.clone(), verdict.queue.clone(), verdict.priority);
+            // Two mails with one Message-ID are one mail, and the first of them counts.
+            let is_alone = mails.iter().filter(|(mail, _)| own(mail) == own(&mails[number].0)).count() == 1;
+            if is_alone {
+                assert_eq!(again.as_ref().map(decided), first[number].as_ref().map(decided), "mail {number}");
             }
         }
     });
+}
+
+fn own(mail: &[u8]) -> Option<u64> {
+    crate::mail::Mail::read(mail).ok().map(|mail| crate::thread::Thread::read(&mail).own)
 }

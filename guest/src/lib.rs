@@ -20,11 +20,25 @@ pub mod words;
 
 pub mod rules;
 
-pub mod issue;
 pub mod priority;
 pub mod queue;
+pub mod routes;
+
+pub mod features;
+pub mod model;
+
+pub mod memory;
+
+pub mod heat;
+pub mod issue;
+pub mod keys;
+pub mod likeness;
+pub mod subject;
+pub mod thread;
 
 use mail::Mail;
+use memory::{Away, Memory};
+use thread::Thread;
 use words::Findings;
 
 pub use issue::Issue;
@@ -49,7 +63,16 @@ pub struct Verdict {
     pub reasons: Vec<String>,
 }
 
-/// Decides about one mail, given as the bytes a mail server would deliver.
+/// Why there is no verdict.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// These bytes are no mail, for this reason.
+    Reject(String),
+    /// The memory is away, for this reason. It may be back when the mail is tried again.
+    Away(String),
+}
+
+/// Decides about one mail, given as the bytes a mail server would deliver, by itself alone.
 ///
 /// Lines may end in CRLF or LF, and an mbox line `From …` may come first.
 ///
@@ -59,10 +82,47 @@ pub fn triage(data: &[u8], rules: &Rules) -> Result<Verdict, String> {
     let mail = Mail::read(data)?;
     let findings = Findings::search(&mail, rules.lexicon());
     let mut reasons = Reasons::default();
-    let queue = queue::choose(&mail, &findings, rules, &mut reasons);
+    let queue = queue::choose(&mail, &findings, rules, &mut reasons).name;
     let priority = priority::judge(&mail, &findings, rules, queue, &mut reasons);
-    let issue = issue::identify(&mail, &mut reasons);
-    Ok(Verdict { priority, issue, queue: rules.queue_name(queue).to_owned(), reasons: reasons.list })
+    let issue = issue::identify(&mail, rules, &mut reasons);
+    Ok(Verdict { priority, issue, queue: queue.to_owned(), reasons: reasons.list })
+}
+
+/// Decides about one mail by itself and by what `memory` has of others, and remembers it.
+///
+/// `received` is when it was received, in seconds since 1970: the time of a mail that does not say when it was
+/// written. A mail that is decided about again gets the same verdict, whatever came between, as long as the memory
+/// lasts.
+///
+/// # Errors
+/// [`Failure::Reject`] for what is no mail, [`Failure::Away`] when the memory does not answer; then the mail may be
+/// half remembered, which does no harm.
+pub fn triage_with(data: &[u8], received: u64, rules: &Rules, memory: &mut impl Memory) -> Result<Verdict, Failure> {
+    let mail = Mail::read(data).map_err(Failure::Reject)?;
+    let time = mail.time().unwrap_or(received);
+    let findings = Findings::search(&mail, rules.lexicon());
+    let (mut reasons, mut of_issue) = (Reasons::default(), Reasons::default());
+    let choice = queue::choose(&mail, &findings, rules, &mut reasons);
+    let away = |Away(reason)| Failure::Away(reason);
+    let (issue, kept) = issue::recall(&mail, rules, time, &choice, memory, &mut of_issue).map_err(away)?;
+    let queue = kept.unwrap_or_else(|| choice.name.to_owned());
+    if queue != choice.name {
+        // Why it would go elsewhere is of no interest any more.
+        reasons = Reasons::default();
+        reasons.add(&["its issue is in queue ", &queue]);
+    }
+    let mut priority = priority::judge(&mail, &findings, rules, &queue, &mut reasons);
+    for reason in &of_issue.list {
+        reasons.add(&[reason]);
+    }
+    if let (Issue::Existing(id), Some(raised)) = (&issue, priority.raised()) {
+        let own = Thread::read(&mail).own;
+        if heat::is_hot(thread::hash(id.as_bytes()), own, time, rules.heat(), memory).map_err(away)? {
+            reasons.add(&["many mails about this issue within an hour"]);
+            priority = raised;
+        }
+    }
+    Ok(Verdict { priority, issue, queue, reasons: reasons.list })
 }
 
 /// The reasons given so far; keeps them within their bounds.

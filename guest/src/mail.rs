@@ -27,6 +27,8 @@ const DEPTH_MAX: usize = 8;
 const PARTS_MAX: usize = 64;
 /// At most this many addressees are read.
 const ADDRESSEES_MAX: usize = 16;
+/// At most this many addresses of people are read.
+const PEOPLE_MAX: usize = 32;
 
 /// A mail, as far as the rules want to know it.
 #[derive(Debug)]
@@ -37,6 +39,8 @@ pub struct Mail<'a> {
     pub subject: Cow<'a, [u8]>,
     /// The first readable text, decoded: at most [`TEXT_MAX_BYTES`], with the quoted parts still in it.
     pub text: Cow<'a, [u8]>,
+    /// Whether the text was an HTML page.
+    pub is_html: bool,
     /// All of it.
     pub data: &'a [u8],
 }
@@ -46,6 +50,8 @@ pub struct Mail<'a> {
 pub struct Fields<'a> {
     /// `Subject`
     pub subject: &'a [u8],
+    /// `Date`
+    pub date: &'a [u8],
     /// `From`
     pub from: &'a [u8],
     /// `To`
@@ -105,8 +111,9 @@ impl<'a> Mail<'a> {
             );
         }
         let subject = decode_words(fields.subject);
-        let text = Finder { parts: 0 }.text(&fields, body, 0).unwrap_or_default();
-        Ok(Mail { fields, subject, text, data })
+        let mut finder = Finder { parts: 0, found_html: false };
+        let text = finder.text(&fields, body, 0).unwrap_or_default();
+        Ok(Mail { fields, subject, text, is_html: finder.found_html, data })
     }
 
     /// The local parts (before the `@`) of those the mail is addressed to, at most 16.
@@ -115,35 +122,138 @@ impl<'a> Mail<'a> {
         [delivered_to, to, cc].into_iter().flat_map(local_parts).take(ADDRESSEES_MAX)
     }
 
+    /// The values of all header fields with this name, as they stand there.
+    pub fn header(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
+        let mut rest = after_mbox_line(self.data);
+        while let [b'\r' | b'\n', tail @ ..] = rest {
+            rest = tail;
+        }
+        std::iter::from_fn(move || {
+            loop {
+                let (field, tail) = split_field(rest)?;
+                rest = tail;
+                let colon = memchr(b':', field);
+                if let Some(colon) =
+                    colon.filter(|&colon| field[..colon].trim_ascii_end().eq_ignore_ascii_case(name.as_bytes()))
+                {
+                    return Some(field[colon + 1..].trim_ascii());
+                }
+            }
+        })
+    }
+
+    /// The value of a header field as people read it.
+    pub fn decoded<'v>(&self, value: &'v [u8]) -> Cow<'v, [u8]> {
+        decode_words(value)
+    }
+
+    /// The address of the sender.
+    pub fn sender(&self) -> Option<&'a [u8]> {
+        addresses(self.fields.from).next()
+    }
+
+    /// The addresses of sender and addressees, at most 32.
+    pub fn people(&self) -> impl Iterator<Item = &'a [u8]> {
+        let Fields { from, to, cc, .. } = self.fields;
+        [from, to, cc].into_iter().flat_map(addresses).take(PEOPLE_MAX)
+    }
+
+    /// The addresses of the mailboxes it was delivered to: ours.
+    pub fn mailboxes(&self) -> impl Iterator<Item = &'a [u8]> {
+        addresses(self.fields.delivered_to)
+    }
+
+    /// The name of the mailing list it came over.
+    pub fn list(&self) -> Option<&'a [u8]> {
+        let field = self.fields.list_id;
+        let start = memchr(b'<', field).map_or(0, |start| start + 1);
+        let end = memchr(b'>', field).filter(|&end| end >= start).unwrap_or(field.len());
+        let id = field[start..end].trim_ascii();
+        if id.is_empty() { addresses(self.fields.list_post).next() } else { Some(id) }
+    }
+
+    /// When it says that it was written, in seconds since 1970; none if it says so in no way that is understood.
+    pub fn time(&self) -> Option<u64> {
+        let mut field = self.fields.date.to_vec();
+        field.push(b'\n');
+        match MessageStream::new(&field).parse_date() {
+            HeaderValue::DateTime(date) if date.is_valid() => u64::try_from(date.to_timestamp()).ok(),
+            _ => None,
+        }
+    }
+
     /// Calls `read` with every stretch of the text that the sender wrote anew: not the quoted lines, the line that
     /// announces them, what follows "Original Message", or the signature.
     pub fn new_text(&self, mut read: impl FnMut(&[u8])) {
-        let text = &*self.text;
-        let (mut stretch, mut line_start) = (0, 0);
-        for line_end in memchr_iter(b'\n', text).chain([text.len()]) {
-            let line = &text[line_start..line_end];
-            let next = (line_end + 1).min(text.len());
-            match Line::of(line) {
-                Line::New => {}
-                kind => {
-                    read(&text[stretch..line_start]);
-                    if kind == Line::End {
-                        return;
-                    }
-                    stretch = next;
-                }
+        self.text_by_origin(|origin, text| {
+            if origin == Origin::New {
+                read(text);
             }
-            line_start = next;
+        });
+    }
+
+    /// Calls `read` with every stretch of the text, in order, and who wrote it. Left out are signatures with all that
+    /// follows them, the lines that announce a quotation, and both in what is quoted.
+    pub fn text_by_origin(&self, mut read: impl FnMut(Origin, &[u8])) {
+        let text = &*self.text;
+        // The stretch so far; the line before this one, of the stretch.
+        let (mut stretch, mut line_start, mut before) = (0, 0, 0);
+        let mut origin = Some(Origin::New);
+        for line_end in memchr_iter(b'\n', text).chain([text.len()]) {
+            let next = (line_end + 1).min(text.len());
+            let line = &text[line_start..line_end];
+            let kind = Line::of(line);
+            let next_origin = match kind {
+                Line::New => Some(Origin::New),
+                // In what is quoted, nothing follows a signature either.
+                Line::Quoted if origin.is_none() => None,
+                Line::Quoted => Some(Origin::Quoted),
+                Line::Announcement | Line::QuotedEnd | Line::End => None,
+                Line::QuotedAnnouncement => origin,
+            };
+            if next_origin != origin || kind == Line::QuotedAnnouncement {
+                let is_wrapped = kind == Line::Announcement && announces(&text[before..line_start]);
+                let end = if is_wrapped && !announces(line) { before.max(stretch) } else { line_start };
+                if let Some(origin) = origin.filter(|_| stretch < end) {
+                    read(origin, &text[stretch..end]);
+                }
+                stretch = if kind == Line::QuotedAnnouncement { next } else { line_start };
+                origin = next_origin;
+            }
+            match kind {
+                Line::End => return,
+                // What it announces begins with the next line.
+                Line::Announcement => (origin, stretch) = (Some(Origin::New), next),
+                _ => {}
+            }
+            (before, line_start) = (line_start, next);
         }
-        read(&text[stretch..]);
+        if let Some(origin) = origin.filter(|_| stretch < text.len()) {
+            read(origin, &text[stretch..]);
+        }
     }
 }
 
+/// Who wrote a stretch of text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The sender of this mail.
+    New,
+    /// Somebody that the sender quotes, in lines that begin with `>`.
+    Quoted,
+}
+
 /// What a line of text is to somebody who looks for what is new.
-#[derive(PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Line {
     New,
-    Old,
+    Quoted,
+    /// "Ann wrote:"
+    Announcement,
+    /// The same in what is quoted.
+    QuotedAnnouncement,
+    /// Nothing of interest follows in what is quoted.
+    QuotedEnd,
     /// Nothing new follows.
     End,
 }
@@ -151,16 +261,41 @@ enum Line {
 impl Line {
     fn of(line: &[u8]) -> Line {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
+        let is_quoted = match line.first() {
+            Some(b'>') => true,
+            Some(b' ') => line.trim_ascii_start().starts_with(b">"),
+            _ => false,
+        };
+        if is_quoted {
+            let mut inner = line;
+            while let [b'>' | b' ' | b'|', rest @ ..] = inner {
+                inner = rest;
+            }
+            return match inner.first() {
+                Some(b'-' | b'_') if ends_text(inner) || inner == b"--" => Line::QuotedEnd,
+                _ if inner.ends_with(b":") && is_attribution(inner) => Line::QuotedAnnouncement,
+                _ => Line::Quoted,
+            };
+        }
         match line.first() {
-            Some(b'>') => Line::Old,
-            Some(b'-') if line == b"-- " || line == b"--" => Line::End,
-            Some(b'-') if line.starts_with(b"-----") && is_original_message(line) => Line::End,
-            Some(b'_') if line.len() >= 20 && line.iter().all(|&byte| byte == b'_') => Line::End,
-            Some(b' ') if line.trim_ascii_start().starts_with(b">") => Line::Old,
-            _ if line.ends_with(b":") && is_attribution(line) => Line::Old,
+            Some(b'-' | b'_') if ends_text(line) => Line::End,
+            _ if line.ends_with(b":") && is_attribution(line) => Line::Announcement,
             _ => Line::New,
         }
     }
+}
+
+/// Whether a line separates the text from a signature, a footer or a mail below it.
+fn ends_text(line: &[u8]) -> bool {
+    line == b"-- "
+        || line == b"--"
+        || line.starts_with(b"-----") && is_original_message(line)
+        || line.len() >= 20 && line.iter().all(|&byte| byte == b'_')
+}
+
+/// Whether a line begins as those do that announce a quotation: "On Monday, 2 March 2026, Billing".
+fn announces(line: &[u8]) -> bool {
+    [&b"On "[..], b"Am ", b"Le ", b"El ", b"Op ", b"Il "].iter().any(|start| line.starts_with(start))
 }
 
 /// "-----Original Message-----" and its translations.
@@ -201,23 +336,11 @@ impl<'a> Fields<'a> {
         while let [b'\r' | b'\n', tail @ ..] = rest {
             rest = tail;
         }
-        loop {
-            match rest {
-                [] => return (fields, rest),
-                [b'\n', body @ ..] | [b'\r', b'\n', body @ ..] => return (fields, body),
-                _ => {}
-            }
-            let mut end = 0;
-            loop {
-                end += memchr(b'\n', &rest[end..]).map_or(rest.len() - end, |line_end| line_end + 1);
-                if !matches!(rest.get(end), Some(b' ' | b'\t')) {
-                    break;
-                }
-            }
-            let (field, tail) = rest.split_at(end);
+        while let Some((field, tail)) = split_field(rest) {
             fields.note(field);
             rest = tail;
         }
+        (fields, rest.strip_prefix(b"\r\n").or(rest.strip_prefix(b"\n")).unwrap_or(rest))
     }
 
     fn note(&mut self, field: &'a [u8]) {
@@ -228,10 +351,7 @@ impl<'a> Fields<'a> {
             (2, Some(b't')) if name.eq_ignore_ascii_case(b"To") => (&mut self.to, true),
             (2, Some(b'c')) if name.eq_ignore_ascii_case(b"Cc") => (&mut self.cc, true),
             (4, Some(b'f')) if name.eq_ignore_ascii_case(b"From") => (&mut self.from, true),
-            (4, Some(b'd')) if name.eq_ignore_ascii_case(b"Date") => {
-                self.is_mail = true;
-                return;
-            }
+            (4, Some(b'd')) if name.eq_ignore_ascii_case(b"Date") => (&mut self.date, true),
             (7, Some(b's')) if name.eq_ignore_ascii_case(b"Subject") => (&mut self.subject, true),
             (7, Some(b'l')) if name.eq_ignore_ascii_case(b"List-Id") => (&mut self.list_id, false),
             (8, Some(b'r')) if name.eq_ignore_ascii_case(b"Received") => {
@@ -268,6 +388,20 @@ impl<'a> Fields<'a> {
     }
 }
 
+/// The first field of a header, with the lines that continue it, and what follows; none at the header's end.
+fn split_field(rest: &[u8]) -> Option<(&[u8], &[u8])> {
+    if matches!(rest, [] | [b'\n', ..] | [b'\r', b'\n', ..]) {
+        return None;
+    }
+    let mut end = 0;
+    loop {
+        end += memchr(b'\n', &rest[end..]).map_or(rest.len() - end, |line_end| line_end + 1);
+        if !matches!(rest.get(end), Some(b' ' | b'\t')) {
+            return Some(rest.split_at(end));
+        }
+    }
+}
+
 /// Decodes encoded words (`=?utf-8?Q?…?=`) and unfolds; a field without either is left where it is.
 fn decode_words(value: &[u8]) -> Cow<'_, [u8]> {
     if memmem::find(value, b"=?").is_none() {
@@ -292,10 +426,24 @@ fn local_parts(field: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
+/// The addresses in a field, as they stand there; names before them are passed over.
+fn addresses(field: &[u8]) -> impl Iterator<Item = &[u8]> {
+    memchr_iter(b'@', field).filter_map(|at| {
+        let ends = |byte: &u8| {
+            matches!(byte, b' ' | b'\t' | b'\r' | b'\n' | b'<' | b'>' | b',' | b':' | b';' | b'"' | b'(' | b')')
+        };
+        let start = field[..at].iter().rposition(ends).map_or(0, |start| start + 1);
+        let end = field[at..].iter().position(ends).map_or(field.len(), |end| at + end);
+        (start < at && at + 1 < end).then(|| &field[start..end])
+    })
+}
+
 /// Looks for the first readable text of a mail.
 struct Finder {
     /// Parts looked at so far.
     parts: usize,
+    /// Whether the last text found was an HTML page.
+    found_html: bool,
 }
 
 impl Finder {
@@ -309,8 +457,14 @@ impl Finder {
         let Some(content_type) = &content_type else { return Some(plain_text(fields, None, body)) };
         let charset = content_type.attribute("charset");
         match (content_type.ctype(), content_type.subtype().unwrap_or_default()) {
-            ("text", "html") => Some(html_text(fields, charset, body)),
-            ("text", "plain") => Some(plain_text(fields, charset, body)),
+            ("text", "html") => {
+                self.found_html = true;
+                Some(html_text(fields, charset, body))
+            }
+            ("text", "plain") => {
+                self.found_html = false;
+                Some(plain_text(fields, charset, body))
+            }
             ("multipart", subtype) => {
                 match content_type.attribute("boundary").filter(|boundary| !boundary.is_empty()) {
                     Some(boundary) => self.multipart(subtype, boundary.as_bytes(), body, depth),

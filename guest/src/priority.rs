@@ -10,12 +10,15 @@
 //! | `Importance`, `X-Priority` or `Priority`: high; low | | | 2; -2 |
 //! | written by a program (`Auto-Submitted`, `Precedence: bulk`, `junk` or `list`) | | | -2 |
 //!
+//! A model that was learned adds 4 for `urgent`, 2 for `high`, -2 for `low`.
+//!
 //! For each word list the best place counts, once, so that saying it often does not help. Mail for the queue `bulk`
 //! is always low: advertisements are the most urgent mail of all.
 
 use crate::Reasons;
+use crate::features::Features;
 use crate::mail::Mail;
-use crate::rules::Rules;
+use crate::rules::{BULK, Rules};
 use crate::words::{Findings, Place, Topic};
 
 /// How soon somebody has to look at a mail.
@@ -41,14 +44,30 @@ impl Priority {
             Priority::Urgent => "urgent",
         }
     }
+
+    /// The priority with this name.
+    pub fn of(name: &str) -> Option<Priority> {
+        [Priority::Low, Priority::Normal, Priority::High, Priority::Urgent]
+            .into_iter()
+            .find(|known| known.as_str() == name)
+    }
+
+    /// The next higher priority, of what people wait for: nothing raises what is low or urgent.
+    pub(crate) const fn raised(self) -> Option<Priority> {
+        match self {
+            Priority::Low | Priority::Urgent => None,
+            Priority::Normal => Some(Priority::High),
+            Priority::High => Some(Priority::Urgent),
+        }
+    }
 }
 
-/// Judges a mail that goes to `queue`.
+/// Judges a mail that goes to this queue.
 pub(crate) fn judge(
     mail: &Mail<'_>,
     findings: &Findings,
     rules: &Rules,
-    queue: Option<u8>,
+    queue: &str,
     reasons: &mut Reasons,
 ) -> Priority {
     let mut points = 0;
@@ -61,6 +80,19 @@ pub(crate) fn judge(
             points = if claim { 2 } else { -2 };
             reasons.add(&[name, if claim { " header: high" } else { " header: low" }]);
             break;
+        }
+    }
+    if let Some(model) = rules.priority_model() {
+        let guess = model.guess(&Features::of(mail));
+        let learned = match Priority::of(guess.label) {
+            Some(Priority::Urgent) => 4,
+            Some(Priority::High) => 2,
+            Some(Priority::Low) => -2,
+            Some(Priority::Normal) | None => 0,
+        };
+        if learned != 0 && guess.confidence >= model.threshold() {
+            points += learned;
+            reasons.add(&["reads like mail of priority ", guess.label]);
         }
     }
     if is_automatic(mail, reasons) {
@@ -83,7 +115,7 @@ pub(crate) fn judge(
             explain_words(findings, rules, topic, reasons);
         }
     }
-    if queue.is_some() && queue == rules.bulk() {
+    if queue == BULK {
         return Priority::Low;
     }
     match points {

@@ -1,10 +1,16 @@
-//! Who takes the mail: the queue that most speaks for.
+//! Who takes the mail.
+//!
+//! The first of the operator's rules that matches decides ([`crate::routes`]). Then the issue does, if memory knows it: what
+//! belongs together goes to the same queue. Then a model that was learned does ([`crate::model`]), if it was built in and is
+//! sure enough; if it is not, the default queue takes the mail. Without a model words decide.
 //!
 //! A word of the queue counts 3 in the subject and 1 in the body, there at most 4 altogether; an addressee whose
 //! local part is the queue's name or one of its words counts 4. Header fields of mass mail speak for `bulk`. Below
 //! 2 points nothing is decided and the default queue takes the mail; at a draw the first queue of the rules does.
 
+use crate::features::Features;
 use crate::mail::Mail;
+use crate::model::Model;
 use crate::rules::{QUEUES_MAX, Rules};
 use crate::words::{Findings, Place, Topic, is_word};
 use crate::{Reasons, priority};
@@ -20,8 +26,62 @@ pub fn is_name(name: &str) -> bool {
     matches!(name.len(), 1..=64) && name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-'))
 }
 
-/// Chooses the queue; none is the default queue.
-pub(crate) fn choose(mail: &Mail<'_>, findings: &Findings, rules: &Rules, reasons: &mut Reasons) -> Option<u8> {
+/// Who takes a mail, by the mail alone.
+pub(crate) struct Choice<'r> {
+    /// The queue.
+    pub name: &'r str,
+    /// How it was chosen.
+    pub by: By,
+}
+
+/// How a queue was chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum By {
+    /// By the operator's order, which nothing changes.
+    Route,
+    /// By what the mail says.
+    Content,
+    /// By nothing: the default queue.
+    Default,
+}
+
+/// Chooses the queue.
+pub(crate) fn choose<'r>(mail: &Mail<'_>, findings: &Findings, rules: &'r Rules, reasons: &mut Reasons) -> Choice<'r> {
+    if let Some(route) = rules.routes().iter().find(|route| route.takes(mail)) {
+        reasons.add(&["rule route.", &route.name, ": ", &route.queue]);
+        return Choice { name: &route.queue, by: By::Route };
+    }
+    let chosen = match rules.team_model() {
+        Some(model) => learned(mail, &model, reasons),
+        None => by_words(mail, findings, rules, reasons).map(|queue| rules.queue_name(Some(queue))),
+    };
+    chosen.map_or(Choice { name: rules.queue_name(None), by: By::Default }, |name| Choice { name, by: By::Content })
+}
+
+/// What a model makes of it; none if it is not sure enough.
+fn learned(mail: &Mail<'_>, model: &Model<'static>, reasons: &mut Reasons) -> Option<&'static str> {
+    let guess = model.guess(&Features::of(mail));
+    let percent = ((guess.confidence * 100.0) as u32).to_string();
+    let is_sure = guess.confidence >= model.threshold();
+    if is_sure {
+        reasons.add(&["reads like mail for ", guess.label, ", confidence ", &percent, " %"]);
+    } else {
+        let needed = ((model.threshold() * 100.0) as u32).to_string();
+        reasons.add(&[
+            "reads most like mail for ",
+            guess.label,
+            ", but confidence ",
+            &percent,
+            " % is below ",
+            &needed,
+            " %: default queue",
+        ]);
+    }
+    is_sure.then_some(guess.label)
+}
+
+/// The queue that most words speak for; none if nothing does.
+fn by_words(mail: &Mail<'_>, findings: &Findings, rules: &Rules, reasons: &mut Reasons) -> Option<u8> {
     let mut points = [Points::default(); QUEUES_MAX];
     for finding in findings.iter(rules.lexicon()) {
         if let Topic::Queue(queue) = finding.topic {

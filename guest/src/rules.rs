@@ -4,6 +4,10 @@
 //! |---|---|---|
 //! | `queue.default` | the queue of a mail that nothing speaks for | `inbox` |
 //! | `queue.NAME` | the words that speak for queue `NAME`, in place of its default words; none: the queue is gone | [`QUEUES`] |
+//! | `route.NAME` | a rule that comes before everything else, see [`crate::routes`] | no rules |
+//! | `team.confidence` | 0 to 1: how sure a model has to be to decide | as it was trained |
+//! | `issue.keys` | patterns of issue keys in subjects, see [`crate::keys`] | the usual ones |
+//! | `heat.mails` | from how many follow-ups within an hour an issue's priority is raised, 0 to 16; 0: never | 5 |
 //! | `priority.urgent`, `priority.high`, `priority.low` | the words that speak for this priority, in place of the default ones | [`URGENT`], [`HIGH`], [`LOW`] |
 //!
 //! Words and phrases are separated by commas: `queue.billing = "invoice, credit note, Rechnung"`. Case does not
@@ -13,7 +17,11 @@
 use std::borrow::Cow;
 use std::mem;
 
+use crate::Priority;
+use crate::keys::Keys;
+use crate::model::Model;
 use crate::queue;
+use crate::routes::{ROUTES_MAX, Route};
 use crate::words::{self, Entry, Lexicon, Topic, normal};
 
 /// The queue of a mail that nothing speaks for.
@@ -265,8 +273,13 @@ const WORDS_MAX: usize = 500;
 /// No word or phrase is longer than this.
 const WORD_MAX_BYTES: usize = 100;
 
+/// So many follow-ups within an hour raise the priority of an issue.
+pub const DEFAULT_HEAT: u32 = 5;
+/// No more than this can be asked for.
+pub const HEAT_MAX: u32 = 16;
+
 /// The name of the queue for mail that nobody in particular has to read.
-const BULK: &str = "bulk";
+pub const BULK: &str = "bulk";
 
 /// The rules that a mail is judged by.
 #[derive(Clone, Debug)]
@@ -274,6 +287,13 @@ pub struct Rules {
     queues: Cow<'static, [Cow<'static, str>]>,
     default_queue: Cow<'static, str>,
     bulk: Option<u8>,
+    keys: Keys,
+    heat: u32,
+    routes: Vec<Route>,
+    team: Option<Model<'static>>,
+    urgency: Option<Model<'static>>,
+    /// The confidence below which the team's model does not decide, in place of its own.
+    confidence: Option<f32>,
     /// None: the default one, which the compiler made.
     lexicon: Option<Box<Lexicon>>,
 }
@@ -285,6 +305,12 @@ impl Rules {
             queues: Cow::Borrowed(&DEFAULT_QUEUES),
             default_queue: Cow::Borrowed(DEFAULT_QUEUE),
             bulk: DEFAULT_BULK,
+            keys: Keys::default(),
+            heat: DEFAULT_HEAT,
+            routes: Vec::new(),
+            team: None,
+            urgency: None,
+            confidence: None,
             lexicon: None,
         }
     }
@@ -302,6 +328,8 @@ impl Rules {
         pairs.sort_by(|(a, _), (b, _)| a.as_ref().cmp(b.as_ref()));
 
         let mut default_queue = Cow::Borrowed(DEFAULT_QUEUE);
+        let (mut keys, mut heat, mut confidence) = (Keys::default(), DEFAULT_HEAT, None);
+        let mut routes = Vec::new();
         let mut topics = [URGENT, HIGH, LOW].map(Words::Default);
         let mut queues: Vec<(Cow<'static, str>, Words)> =
             QUEUES.iter().map(|&(name, words)| (Cow::Borrowed(name), Words::Default(words))).collect();
@@ -309,10 +337,23 @@ impl Rules {
             let (key, value) = (key.as_ref(), value.as_ref());
             match key {
                 "queue.default" => default_queue = Cow::Owned(queue_name(key, value.trim())?.to_owned()),
+                "issue.keys" => keys = Keys::read(value).map_err(|error| format!("{key:?}: {error}"))?,
+                "heat.mails" => {
+                    let number = value.trim().parse().ok().filter(|number| *number <= HEAT_MAX);
+                    heat = number.ok_or_else(|| format!("{key:?} is {value:?}; it takes 0 to {HEAT_MAX}"))?;
+                }
+                "team.confidence" => {
+                    let number = value.trim().parse().ok().filter(|number| (0.0..=1.0).contains(number));
+                    confidence = Some(number.ok_or_else(|| format!("{key:?} is {value:?}; it takes 0 to 1"))?);
+                }
                 "priority.urgent" => topics[0] = Words::read(key, value)?,
                 "priority.high" => topics[1] = Words::read(key, value)?,
                 "priority.low" => topics[2] = Words::read(key, value)?,
                 _ => {
+                    if let Some(name) = key.strip_prefix("route.") {
+                        routes.push(Route::read(name, value).map_err(|error| format!("{key:?}: {error}"))?);
+                        continue;
+                    }
                     let Some(name) = key.strip_prefix("queue.") else { return Err(unknown(key)) };
                     let name = queue_name(key, name)?;
                     let words = Words::read(key, value)?;
@@ -322,6 +363,9 @@ impl Rules {
                     }
                 }
             }
+        }
+        if routes.len() > ROUTES_MAX {
+            return Err(format!("{} keys route.NAME, at most {ROUTES_MAX} are possible", routes.len()));
         }
         queues.retain(|(_, words)| !words.is_empty());
         if queues.len() > QUEUES_MAX {
@@ -338,8 +382,64 @@ impl Rules {
             bulk: names.iter().position(|name| name == BULK).map(|index| index as u8),
             queues: Cow::Owned(names),
             default_queue,
+            keys,
+            heat,
+            routes,
+            team: None,
+            urgency: None,
+            confidence,
             lexicon: Some(Box::new(lexicon)),
         })
+    }
+
+    /// The same rules with a model that was learned, of who takes what, in place of the words that speak for queues.
+    ///
+    /// # Errors
+    /// Why this is no such model.
+    pub fn with_team_model(self, file: &'static [u8]) -> Result<Rules, String> {
+        let model = Model::read(file)?;
+        match model.labels().find(|label| !queue::is_name(label)) {
+            Some(label) => Err(format!("the model has the label {label:?}, which is no queue name")),
+            None => Ok(Rules { team: Some(model), ..self }),
+        }
+    }
+
+    /// The same rules with a model that was learned, of how soon somebody has to look, beside the words.
+    ///
+    /// # Errors
+    /// Why this is no such model.
+    pub fn with_priority_model(self, file: &'static [u8]) -> Result<Rules, String> {
+        let model = Model::read(file)?;
+        match model.labels().find(|label| Priority::of(label).is_none()) {
+            Some(label) => Err(format!("the model has the label {label:?}, which is no priority")),
+            None => Ok(Rules { urgency: Some(model), ..self }),
+        }
+    }
+
+    /// The operator's rules, in their order.
+    pub fn routes(&self) -> &[Route] {
+        &self.routes
+    }
+
+    /// The model of who takes what.
+    pub fn team_model(&self) -> Option<Model<'static>> {
+        self.team.map(|model| match self.confidence {
+            Some(confidence) => model.with_threshold(confidence),
+            None => model,
+        })
+    }
+
+    /// The model of how soon somebody has to look.
+    pub fn priority_model(&self) -> Option<Model<'static>> {
+        self.urgency
+    }
+
+    /// Whether there is such a queue.
+    pub fn knows_queue(&self, name: &str) -> bool {
+        self.queues.iter().any(|known| known == name)
+            || self.default_queue == name
+            || self.routes.iter().any(|route| route.queue == name)
+            || self.team.is_some_and(|model| model.labels().any(|label| label == name))
     }
 
     /// The words to look for.
@@ -355,6 +455,16 @@ impl Rules {
     /// The queue for newsletters, mailing lists and advertisements, unless it was configured away.
     pub fn bulk(&self) -> Option<u8> {
         self.bulk
+    }
+
+    /// The issue keys to look for in subjects.
+    pub fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    /// From how many follow-ups within an hour on an issue is urgent; 0: never.
+    pub fn heat(&self) -> u32 {
+        self.heat
     }
 
     /// The name of a queue; without an index that of the default queue.
@@ -404,7 +514,10 @@ fn queue_name<'a>(key: &str, name: &'a str) -> Result<&'a str, String> {
 }
 
 fn unknown(key: &str) -> String {
-    format!("unknown key {key:?}; known are queue.default, queue.NAME, priority.urgent, priority.high and priority.low")
+    format!(
+        "unknown key {key:?}; known are queue.default, queue.NAME, route.NAME, priority.urgent, priority.high, \
+         priority.low, issue.keys, heat.mails and team.confidence"
+    )
 }
 
 /// How many words the default rules have, and how many bytes.

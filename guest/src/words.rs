@@ -213,7 +213,7 @@ fn starts_with_phrase(text: &[u8], phrase: &[u8]) -> bool {
 }
 
 /// The byte in lower case, given the one before it: that of ASCII, or the second one of a Latin-1 letter in UTF-8.
-const fn lower(before: Option<&u8>, byte: u8) -> u8 {
+pub(crate) const fn lower(before: Option<&u8>, byte: u8) -> u8 {
     match (before, byte) {
         (Some(0xc3), 0x80..=0x9e) => byte | 0x20,
         _ => byte.to_ascii_lowercase(),

@@ -1,7 +1,7 @@
 //! The components: which crates, for which target, with which flags.
 
 use crate::step::{self, Result, Workspace};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// A crate that becomes a component.
@@ -11,6 +11,7 @@ struct Guest {
     package: &'static str,
     target: &'static str,
     rustflags: &'static str,
+    features: &'static str,
 }
 
 const CORE: &str = "wasm32-unknown-unknown";
@@ -20,21 +21,31 @@ const WASIP2: &str = "wasm32-wasip2";
 const SIMD: &str = "-C target-feature=+simd128";
 
 /// - SIMD, as above.
-/// - The initial memory is the heap: a bump allocator in it never grows the memory, and each growth costs system
-///   calls. 1 MiB holds any ordinary mail; a larger one grows the memory, slower but right.
 /// - The stack lies at the bottom, below the data, so that its overflow traps instead of overwriting them. It is small
 ///   so that it leaves the initial memory to the heap, and so that its pages stay few.
-const LEAN: &str = "-C target-feature=+simd128 -C link-arg=--initial-memory=1048576 -C link-arg=-zstack-size=65536";
+/// - The initial memory, which [`Guest::cargo`] adds, is the heap: a bump allocator in it never grows the memory, and
+///   each growth costs system calls.
+const LEAN: &str = "-C target-feature=+simd128 -C link-arg=-zstack-size=65536";
+
+/// Holds the data of the program and any ordinary mail; a larger one grows the memory, slower but right.
+const INITIAL_MEMORY_BYTES: u64 = 1024 * 1024;
+
+/// Name the models that are put into the triage, see `guest/component/build.rs`.
+const MODELS: [&str; 2] = ["MAILROOM_TEAM_MODEL", "MAILROOM_PRIORITY_MODEL"];
+
+/// Memory comes in pages of so many bytes.
+const PAGE_BYTES: u64 = 64 * 1024;
 
 /// The two faces of the triage are core modules without WASI, which the host's `compile` command wraps: a plain
 /// `wasmtime serve` refuses the `wasi:cli/environment` that the standard library would import. The ordinary triage and
 /// the guests for the tests are components as the compiler leaves them, like most people's; the former is there to be measured.
-const GUESTS: [Guest; 5] = [
-    Guest { name: "triage", package: "triage", target: CORE, rustflags: LEAN },
-    Guest { name: "triage-http", package: "triage-http", target: CORE, rustflags: LEAN },
-    Guest { name: "triage-ordinary", package: "triage", target: WASIP2, rustflags: SIMD },
-    Guest { name: "actor", package: "actor", target: WASIP2, rustflags: "" },
-    Guest { name: "keeper", package: "keeper", target: WASIP2, rustflags: "" },
+const GUESTS: [Guest; 6] = [
+    Guest { name: "triage", package: "triage", target: CORE, rustflags: LEAN, features: "" },
+    Guest { name: "triage-memory", package: "triage", target: CORE, rustflags: LEAN, features: "memory" },
+    Guest { name: "triage-http", package: "triage-http", target: CORE, rustflags: LEAN, features: "" },
+    Guest { name: "triage-ordinary", package: "triage", target: WASIP2, rustflags: SIMD, features: "" },
+    Guest { name: "actor", package: "actor", target: WASIP2, rustflags: "", features: "" },
+    Guest { name: "keeper", package: "keeper", target: WASIP2, rustflags: "", features: "" },
 ];
 
 /// Sees to it that the toolchain can compile for both wasm targets.
@@ -89,15 +100,29 @@ pub fn lint(workspace: &Workspace) -> Result<()> {
     Ok(())
 }
 
+/// The models that the environment asks for.
+fn models() -> Vec<(&'static str, PathBuf)> {
+    let model = |variable| Some((variable, PathBuf::from(std::env::var_os(variable).filter(|file| !file.is_empty())?)));
+    MODELS.into_iter().filter_map(model).collect()
+}
+
 impl Guest {
     fn cargo(&self, workspace: &Workspace, subcommand: &str) -> Command {
         let mut cargo = workspace.cargo(&[subcommand, "--profile", "guest"]);
-        cargo.args(["--package", self.package, "--target", self.target]);
+        cargo.args(["--package", self.package, "--target", self.target, "--features", self.features]);
         // Flags meant for the native build, a linker or a CPU for instance, would break this one, and they would
         // replace those of the target.
         cargo.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
         let variable = format!("CARGO_TARGET_{}_RUSTFLAGS", self.target.to_uppercase().replace('-', "_"));
-        cargo.env(variable, self.rustflags);
+        let mut flags = self.rustflags.to_owned();
+        if self.target == CORE {
+            let models: u64 = models().iter().filter_map(|(_, file)| file.metadata().ok()).map(|file| file.len()).sum();
+            let memory = INITIAL_MEMORY_BYTES + models.next_multiple_of(PAGE_BYTES);
+            flags += &format!(" -C link-arg=--initial-memory={memory}");
+        }
+        cargo.env(variable, flags);
+        // The compiler runs in another folder.
+        cargo.envs(models().into_iter().filter_map(|(variable, file)| Some((variable, file.canonicalize().ok()?))));
         cargo
     }
 }

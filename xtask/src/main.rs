@@ -25,7 +25,7 @@ mod tools;
 use crate::fuzz::Fuzz;
 use crate::step::{Result, Workspace};
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 const HELP: &str = "\
@@ -37,11 +37,14 @@ Commands:
   build                 Build the host, the components and the shim
                           TARGET/release/host                 the host
                           TARGET/components/triage.wasm       the mail triage, lean
+                          TARGET/components/triage-memory.wasm  the same with memory of earlier mails
                           TARGET/components/triage-http.wasm  the same behind HTTP, for `wasmtime serve`
                           TARGET/components/triage-ordinary.wasm  the same as compilers make it, to be measured
                           TARGET/components/actor.wasm        a guest for the tests, does what the mail says
                           TARGET/components/keeper.wasm       another, does it with what guests share
                           TARGET/shim/                        the three executables of a Kubernetes node
+                        MAILROOM_TEAM_MODEL and MAILROOM_PRIORITY_MODEL, where set, name models that are put into the
+                        triage; see docs/triage.md
   demo [--keep]         Build, start a private nats-server and a host, publish the sample mails of tests/mails,
                         show every verdict and where the time went, clean up
                           --keep  leave all of it running until Ctrl-C, to play with
@@ -76,6 +79,8 @@ Commands:
                         tried. Prints the seed, how many values each has seen, and the smallest that fails
                           --seed N  try the values of an earlier run
                           NAME      only properties with one of these in their name
+  quality --data DIR    Build, and measure how good the triage is on labelled mails: DIR has bugs.tar.xz, teams.tar.xz and
+                        bulk.tar.xz, which docs/triage.md describes. Prints a table; the exit code is 1 only for errors
   dist                  Build static executables without symbols, try them, pack them: for those who run a host, and for
                         the nodes of a Kubernetes cluster
                           TARGET/dist/mailroom-VERSION-x86_64-linux.tar.gz
@@ -118,6 +123,7 @@ enum Task {
     Test { nats_server: Option<PathBuf>, filters: Vec<OsString> },
     TestCgroup2 { nats_server: Option<PathBuf>, filters: Vec<OsString> },
     Dist,
+    Quality { data: PathBuf },
     Fuzz(Fuzz),
     BenchShim { nats_server: Option<PathBuf>, rounds: u32 },
     BenchSpeed { nats_server: Option<PathBuf>, args: Vec<OsString> },
@@ -126,7 +132,7 @@ enum Task {
 impl Task {
     fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Self> {
         let Some(command) = args.next() else { return Ok(Self::Help) };
-        let (mut keep, mut nats_server, mut rounds, mut rest) = (false, None, None, Vec::new());
+        let (mut keep, mut nats_server, mut rounds, mut data, mut rest) = (false, None, None, None, Vec::new());
         while let Some(arg) = args.next() {
             match arg.to_str() {
                 Some("--help" | "-h") => return Ok(Self::Help),
@@ -136,6 +142,9 @@ impl Task {
                 }
                 Some(flag) if flag.starts_with("--nats-server=") => {
                     nats_server = Some(flag["--nats-server=".len()..].into())
+                }
+                Some("--data") if command == "quality" => {
+                    data = Some(PathBuf::from(args.next().ok_or("--data: add the path of the folder")?));
                 }
                 Some("--rounds") if command == "bench" => {
                     let number = args.next().and_then(|number| number.to_str()?.parse().ok());
@@ -148,6 +157,9 @@ impl Task {
         let task = match command.to_str() {
             Some("build") if nats_server.is_none() => Self::Build,
             Some("dist") if nats_server.is_none() => Self::Dist,
+            Some("quality") if nats_server.is_none() => {
+                Self::Quality { data: data.ok_or("quality: on which mails? add --data DIR")? }
+            }
             Some("fuzz") if nats_server.is_none() => Self::Fuzz(Fuzz::parse(rest.drain(..))?),
             Some("demo") => Self::Demo { keep, nats_server },
             Some("soak") => Self::Soak { nats_server, args: std::mem::take(&mut rest) },
@@ -168,7 +180,7 @@ impl Task {
                 }
             },
             Some("help" | "--help" | "-h") => Self::Help,
-            Some("build" | "dist" | "fuzz") => {
+            Some("build" | "dist" | "fuzz" | "quality") => {
                 return Err(format!("{} takes no such option; see `cargo xtask help`", command.display()));
             }
             _ => return Err(format!("{}: no such command; see `cargo xtask help`", command.display())),
@@ -212,6 +224,7 @@ impl Task {
             Self::Test { nats_server, filters } => test(&Workspace::find()?, nats_server, &filters),
             Self::TestCgroup2 { nats_server, filters } => cgroup2::test(&Workspace::find()?, nats_server, &filters),
             Self::Dist => dist::dist(&Workspace::find()?),
+            Self::Quality { data } => quality(&Workspace::find()?, &data),
             Self::Fuzz(fuzz) => fuzz.execute(&Workspace::find()?),
             Self::BenchShim { nats_server, rounds } => bench_shim(&Workspace::find()?, nats_server, rounds),
             Self::BenchSpeed { nats_server, args } => bench_speed(&Workspace::find()?, nats_server, &args),
@@ -226,6 +239,14 @@ fn build(workspace: &Workspace) -> Result<()> {
     // their dependencies, and wasmtime would be compiled twice.
     step::run("build the host", workspace.cargo(&["build", "--release"]))?;
     guests::build(workspace)
+}
+
+fn quality(workspace: &Workspace, data: &Path) -> Result<()> {
+    build(workspace)?;
+    let mut quality = workspace.command(workspace.target.join("release/quality"));
+    quality.arg(data).arg(workspace.target.join("release/host"));
+    quality.arg(workspace.target.join("components/triage.wasm"));
+    step::run("measure the quality of the triage", quality)
 }
 
 fn demo(workspace: &Workspace, keep: bool, nats_server: Option<PathBuf>) -> Result<()> {

@@ -1,12 +1,21 @@
 //! The lean face of the triage: the component that the host runs once for every message.
 //!
-//! It is built for `wasm32-unknown-unknown`, so that nothing of WASI is imported that it does not use: its only
-//! import is `wasi:config/store`, for the rules that the operator changed. The decisions are in the crate `guest`.
+//! It is built for `wasm32-unknown-unknown`, so that nothing of WASI is imported that it does not use: `wasi:config/store`
+//! for the rules that the operator changed; with the feature `memory` also `wasi:keyvalue` and `mailroom:triage/claims`,
+//! to know earlier mails. The decisions are in the crate `guest`. Models that were learned are put in when it is built, see
+//! `build.rs`: as data of the component they cost an instance only what it reads of them.
 //! Built for `wasm32-wasip2` it is an ordinary component, with the standard library's allocator.
 #![expect(missing_docs, reason = "the generated bindings have no documentation of their own")]
 
+#[cfg(feature = "memory")]
+mod bucket;
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]
 mod bump;
+
+/// Models that were learned, if any.
+mod models {
+    include!(concat!(env!("OUT_DIR"), "/models.rs"));
+}
 
 wit_bindgen::generate!({ path: "../../wit", world: "triage", generate_all });
 
@@ -18,8 +27,8 @@ struct Triage;
 
 impl handler::Guest for Triage {
     fn triage(message: Message) -> Result<Verdict, Failure> {
-        let rules = rules().map_err(|reason| Failure::Retry(Retry { after_ms: None, reason }))?;
-        let verdict = guest::triage(&message.data, &rules).map_err(Failure::Reject)?;
+        let rules = rules().map_err(retry)?;
+        let verdict = decide(&message, &rules)?;
         Ok(Verdict {
             priority: match verdict.priority {
                 guest::Priority::Low => Priority::Low,
@@ -37,6 +46,25 @@ impl handler::Guest for Triage {
     }
 }
 
+#[cfg(feature = "memory")]
+fn decide(message: &Message, rules: &guest::Rules) -> Result<guest::Verdict, Failure> {
+    let mut memory = bucket::Shared::open().map_err(retry)?;
+    guest::triage_with(&message.data, message.time / 1000, rules, &mut memory).map_err(|failure| match failure {
+        guest::Failure::Reject(reason) => Failure::Reject(reason),
+        guest::Failure::Away(reason) => retry(reason),
+    })
+}
+
+#[cfg(not(feature = "memory"))]
+fn decide(message: &Message, rules: &guest::Rules) -> Result<guest::Verdict, Failure> {
+    guest::triage(&message.data, rules).map_err(Failure::Reject)
+}
+
+/// Not now.
+fn retry(reason: String) -> Failure {
+    Failure::Retry(Retry { after_ms: None, reason })
+}
+
 /// The rules as the operator wants them.
 ///
 /// A mistake in them is not the fault of the message: the message comes again, when the mistake may be mended.
@@ -44,7 +72,14 @@ fn rules() -> Result<guest::Rules, String> {
     let pairs = store::get_all().map_err(|error| match error {
         store::Error::Upstream(error) | store::Error::Io(error) => format!("configuration: {error}"),
     })?;
-    guest::Rules::from_config(pairs).map_err(|error| format!("configuration: {error}"))
+    let mut rules = guest::Rules::from_config(pairs).map_err(|error| format!("configuration: {error}"))?;
+    if let Some(model) = models::TEAM {
+        rules = rules.with_team_model(model).map_err(|error| format!("the team model: {error}"))?;
+    }
+    if let Some(model) = models::PRIORITY {
+        rules = rules.with_priority_model(model).map_err(|error| format!("the priority model: {error}"))?;
+    }
+    Ok(rules)
 }
 
 export!(Triage);

@@ -1,7 +1,7 @@
 //! Ways to have a message triaged in this process, without NATS: a fresh instance as the host makes it, and what one
 //! would do instead.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use futures::executor::block_on;
 use host::from_bytes;
 use host::handler::{Handler as _, Run};
@@ -134,7 +134,7 @@ pub fn contestants() -> Result<Vec<Contestant>> {
             name: "native function",
             takes_message: true,
             prepare: Box::new(|| {
-                let rules = guest::Rules::from_config([("", ""); 0]).map_err(anyhow::Error::msg)?;
+                let rules = rules()?;
                 Ok(Box::new(move |message| drop(black_box(guest::triage(&message.data, &rules)))))
             }),
         },
@@ -162,6 +162,24 @@ pub fn contestants() -> Result<Vec<Contestant>> {
         empty("instance-default-pool", "instance alone, default pool", default_guest),
         empty("instance-on-demand", "instance alone, on demand", on_demand_guest),
     ])
+}
+
+/// The rules of the components: with the same models, which the environment names for both.
+fn rules() -> Result<guest::Rules> {
+    let mut rules = guest::Rules::from_config([("", ""); 0]).map_err(anyhow::Error::msg)?;
+    let model = |variable: &str| match std::env::var_os(variable).filter(|file| !file.is_empty()) {
+        Some(file) => {
+            fs::read(&file).map(|model| Some(model.leak() as &[u8])).with_context(|| format!("read {file:?}"))
+        }
+        None => Ok(None),
+    };
+    if let Some(model) = model("MAILROOM_TEAM_MODEL")? {
+        rules = rules.with_team_model(model).map_err(anyhow::Error::msg)?;
+    }
+    if let Some(model) = model("MAILROOM_PRIORITY_MODEL")? {
+        rules = rules.with_priority_model(model).map_err(anyhow::Error::msg)?;
+    }
+    Ok(rules)
 }
 
 /// A message with this mail.

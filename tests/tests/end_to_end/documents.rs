@@ -16,7 +16,7 @@ use tests::prelude::*;
 
 /// The pages whose commands run below, or as the last one's in the tests of the shim; every page with an `sh` block is
 /// one of them.
-const RUN: [&str; 4] = ["README.md", "docs/operating.md", "docs/guests.md", "docs/kubernetes.md"];
+const RUN: [&str; 5] = ["README.md", "docs/operating.md", "docs/guests.md", "docs/kubernetes.md", "docs/triage.md"];
 
 /// What the README shows runs.
 #[tokio::test]
@@ -37,6 +37,12 @@ async fn commands_of_the_operators_page_run() -> Result<()> {
 async fn commands_of_the_guests_page_run() -> Result<()> {
     // The first build compiles wit-bindgen; beside other tests that takes a while.
     Page::read("docs/guests.md")?.run(&[], Duration::from_secs(600)).await
+}
+
+/// The triage is configured and taught as its page says.
+#[tokio::test]
+async fn commands_of_the_triages_page_run() -> Result<()> {
+    Page::read("docs/triage.md")?.run(&[], Duration::from_secs(60)).await
 }
 
 /// No page shows a command that nothing runs, and blocks are tagged with what is known here.

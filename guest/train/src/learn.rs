@@ -1,0 +1,311 @@
+//! Learning: one linear support vector machine for each label against the others, by dual coordinate descent.
+//!
+//! As in liblinear (Hsieh and others, 2008), with squared hinge loss, on counts damped by a logarithm, weighed by rarity
+//! and brought to length 1. Labels with few mails weigh as much as those with many. How hard the machines try, and what
+//! their sums say about confidence, is found by cross-validation on blocks of time, since mails of one thread lie close
+//! together. The same mails always give the same model.
+
+use crate::score::Score;
+use guest::features::Features;
+use guest::mail::Mail;
+use guest::model::{BITS_MAX, LABELS_MAX, MODEL_MAX_BYTES, Model, RARITY_SCALE, frequency};
+
+/// What a mistake on a mail may cost, to choose from.
+const COSTS: [f32; 5] = [0.1, 0.3, 1.0, 3.0, 10.0];
+/// Parts that the mails are divided into; each is guessed by what was learned from the others.
+const FOLDS: usize = 5;
+/// Passes over the mails.
+const PASSES_MAX: usize = 50;
+/// No more bits of a hash are used even if there is room: what a mail touches of a model costs time.
+const BITS_USUAL: u8 = 16;
+/// Room for what stands before the rows.
+const HEAD_BYTES: usize = 8 * 1024;
+
+/// What was learned.
+pub struct Learned {
+    /// The model's file.
+    pub model: Vec<u8>,
+    /// The cost that was chosen.
+    pub cost: f32,
+    /// How good the guesses were in cross-validation.
+    pub validated: Score,
+}
+
+/// A mail as the machines see it: features and values, length 1.
+type Vector = Vec<(u32, f32)>;
+
+/// Learns to tell `labels` apart from mails in order of time, each with the index of its label. With `balanced` two
+/// labels are told apart so that both do equally well (macro-F1), else so that most mails are right.
+///
+/// # Errors
+/// There is too little to learn from.
+pub fn learn(mails: &[(&[u8], usize)], labels: &[String], balanced: bool) -> Result<Learned, String> {
+    if !(2..=LABELS_MAX).contains(&labels.len()) {
+        return Err(format!("{} labels; a model tells 2 to {LABELS_MAX} apart", labels.len()));
+    }
+    for (number, label) in labels.iter().enumerate() {
+        if mails.iter().filter(|(_, of)| *of == number).count() < 2 * FOLDS {
+            return Err(format!("label {label:?} has less than {} mails to learn from", 2 * FOLDS));
+        }
+    }
+    let room = (MODEL_MAX_BYTES - HEAD_BYTES) / (labels.len() + 1);
+    let bits = (room.ilog2() as u8).min(BITS_USUAL).min(BITS_MAX);
+    let truth: Vec<usize> = mails.iter().map(|(_, label)| *label).collect();
+    let bags: Vec<Vec<(u32, f32)>> = mails.iter().map(|(data, _)| bag(data, bits)).collect();
+
+    let mut best: Option<(f32, Vec<Vec<f32>>, Score)> = None;
+    for cost in COSTS {
+        let sums = cross_validate(&bags, &truth, labels.len(), bits, cost);
+        let guesses: Vec<usize> = sums.iter().map(|sums| highest(sums)).collect();
+        let score = Score::of(&guesses, &truth, labels.len());
+        let measure = |score: &Score| if balanced { score.macro_f1() } else { score.accuracy() };
+        if best.as_ref().is_none_or(|(_, _, known)| measure(&score) > measure(known)) {
+            best = Some((cost, sums, score));
+        }
+    }
+    let (cost, mut sums, mut validated) = best.ok_or("nothing was learned")?;
+
+    let rarities = rarities(&bags, bits);
+    let vectors: Vec<Vector> = bags.iter().map(|bag| vector(bag, &rarities)).collect();
+    let every: Vec<usize> = (0..mails.len()).collect();
+    let machines = machines(&vectors, &truth, &every, labels.len(), bits, cost);
+    let mut shift = 0.0;
+    if balanced && labels.len() == 2 {
+        shift = best_shift(&sums, &truth);
+        sums.iter_mut().for_each(|sums| sums[1] += shift);
+        validated = Score::of(&sums.iter().map(|sums| highest(sums)).collect::<Vec<_>>(), &truth, 2);
+    }
+    let sharpness = sharpness(&sums, &truth);
+
+    let features = 1_usize << bits;
+    let mut rows = vec![0_u8; features * (labels.len() + 1)];
+    let mut numbers = Vec::new();
+    for (label, (name, weights)) in labels.iter().zip(&machines).enumerate() {
+        let largest = weights[..features].iter().fold(f32::MIN_POSITIVE, |largest, weight| largest.max(weight.abs()));
+        for (row, weight) in rows.chunks_mut(labels.len() + 1).zip(weights) {
+            row[1 + label] = ((weight / largest * 127.0).round() as i8).cast_unsigned();
+        }
+        let shift = if label == 1 { shift } else { 0.0 };
+        numbers.push((name.clone(), largest / 127.0, weights[features] + shift));
+    }
+    for (row, &rarity) in rows.chunks_mut(labels.len() + 1).zip(&rarities) {
+        row[0] = rarity;
+    }
+    // Below an even chance somebody should look: it is more likely another's than this one's.
+    let model = Model::write(bits, [sharpness, 0.5], &numbers, &rows)?;
+    Ok(Learned { model, cost, validated })
+}
+
+/// Counted features, by the bits of their hashes that are used.
+fn bag(data: &[u8], bits: u8) -> Vec<(u32, f32)> {
+    let Ok(mail) = Mail::read(data) else { return Vec::new() };
+    let mut bag: Vec<(u32, f32)> =
+        Features::of(&mail).iter().map(|(hash, count)| (hash >> (32 - u32::from(bits)), frequency(count))).collect();
+    bag.sort_unstable_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
+    bag
+}
+
+/// How much a feature says by being rare, in steps; 0 for one that fewer than two mails have.
+fn rarities(bags: &[Vec<(u32, f32)>], bits: u8) -> Vec<u8> {
+    let mut mails = vec![0_u32; 1 << bits];
+    for bag in bags {
+        let mut last = None;
+        for &(feature, _) in bag {
+            if last.replace(feature) != Some(feature) {
+                mails[feature as usize] += 1;
+            }
+        }
+    }
+    let rarity = |mails: u32| ((1.0 + bags.len() as f32) / (1.0 + mails as f32)).ln() + 1.0;
+    mails.iter().map(|&mails| if mails < 2 { 0 } else { (rarity(mails) * RARITY_SCALE).round() as u8 }).collect()
+}
+
+fn vector(bag: &[(u32, f32)], rarities: &[u8]) -> Vector {
+    let mut vector: Vector = bag
+        .iter()
+        .map(|&(feature, frequency)| (feature, frequency * f32::from(rarities[feature as usize])))
+        .filter(|&(_, value)| value > 0.0)
+        .collect();
+    let length = vector.iter().map(|(_, value)| value * value).sum::<f32>().sqrt().max(1.0);
+    vector.iter_mut().for_each(|(_, value)| *value /= length);
+    vector
+}
+
+/// What each mail's sums are when its own block of time is not learned from.
+fn cross_validate(bags: &[Vec<(u32, f32)>], truth: &[usize], labels: usize, bits: u8, cost: f32) -> Vec<Vec<f32>> {
+    // The blocks of each label for itself, so that every block has all labels.
+    let mut seen = vec![0; labels];
+    let total: Vec<usize> = (0..labels).map(|label| truth.iter().filter(|&&of| of == label).count()).collect();
+    let fold: Vec<usize> = truth
+        .iter()
+        .map(|&label| {
+            seen[label] += 1;
+            (seen[label] - 1) * FOLDS / total[label]
+        })
+        .collect();
+    let mut sums = vec![Vec::new(); bags.len()];
+    for number in 0..FOLDS {
+        let learned: Vec<usize> = (0..bags.len()).filter(|&mail| fold[mail] != number).collect();
+        let known: Vec<Vec<(u32, f32)>> = learned.iter().map(|&mail| bags[mail].clone()).collect();
+        let rarities = rarities(&known, bits);
+        let vectors: Vec<Vector> = bags.iter().map(|bag| vector(bag, &rarities)).collect();
+        let machines = machines(&vectors, truth, &learned, labels, bits, cost);
+        for mail in (0..bags.len()).filter(|&mail| fold[mail] == number) {
+            sums[mail] = machines.iter().map(|weights| sum(weights, &vectors[mail])).collect();
+        }
+    }
+    sums
+}
+
+/// One machine for each label: its weights, and behind them its bias.
+fn machines(
+    vectors: &[Vector],
+    truth: &[usize],
+    learned: &[usize],
+    labels: usize,
+    bits: u8,
+    cost: f32,
+) -> Vec<Vec<f32>> {
+    let count = |label: usize| learned.iter().filter(|&&mail| truth[mail] == label).count().max(1) as f32;
+    let share: Vec<f32> = (0..labels).map(|label| learned.len() as f32 / (labels as f32 * count(label))).collect();
+    (0..labels)
+        .map(|label| {
+            let side = |mail: usize| if truth[mail] == label { 1.0 } else { -1.0 };
+            let examples: Vec<Example<'_>> = learned
+                .iter()
+                .map(|&mail| Example { vector: &vectors[mail], side: side(mail), cost: cost * share[truth[mail]] })
+                .collect();
+            machine(&examples, 1 << bits)
+        })
+        .collect()
+}
+
+struct Example<'a> {
+    vector: &'a Vector,
+    /// 1 for what is to be recognised, -1 for all else.
+    side: f32,
+    cost: f32,
+}
+
+fn machine(examples: &[Example<'_>], features: usize) -> Vec<f32> {
+    let mut weights = vec![0_f32; features + 1];
+    let mut pulls = vec![0_f32; examples.len()];
+    let mut order: Vec<usize> = (0..examples.len()).collect();
+    let mut state = 1_u64;
+    let mut random = |below: usize| {
+        // A linear congruential generator with Knuth's constants: the same order in every run.
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % below
+    };
+    for _ in 0..PASSES_MAX {
+        for last in (1..order.len()).rev() {
+            order.swap(last, random(last + 1));
+        }
+        let mut largest = 0_f32;
+        for &number in &order {
+            let Example { vector, side, cost } = &examples[number];
+            let slack = 0.5 / cost;
+            let gradient = side * sum(&weights, vector) - 1.0 + slack * pulls[number];
+            let projected = if pulls[number] > 0.0 { gradient } else { gradient.min(0.0) };
+            largest = largest.max(projected.abs());
+            if projected != 0.0 {
+                // Vectors have length 1, and so has the bias.
+                let pull = (pulls[number] - gradient / (2.0 + slack)).max(0.0);
+                let step = (pull - pulls[number]) * side;
+                pulls[number] = pull;
+                for &(feature, value) in *vector {
+                    weights[feature as usize] += step * value;
+                }
+                weights[features] += step;
+            }
+        }
+        if largest < 0.01 {
+            break;
+        }
+    }
+    weights
+}
+
+fn sum(weights: &[f32], vector: &Vector) -> f32 {
+    let bias = weights[weights.len() - 1];
+    vector.iter().map(|&(feature, value)| weights[feature as usize] * value).sum::<f32>() + bias
+}
+
+fn highest(sums: &[f32]) -> usize {
+    (0..sums.len()).rev().max_by(|&a, &b| sums[a].total_cmp(&sums[b])).unwrap_or(0)
+}
+
+/// What to add to the second of two sums for the best macro-F1.
+fn best_shift(sums: &[Vec<f32>], truth: &[usize]) -> f32 {
+    let mut gaps: Vec<f32> = sums.iter().map(|sums| sums[0] - sums[1]).collect();
+    gaps.sort_by(f32::total_cmp);
+    let f1 = |shift: f32| {
+        let guesses: Vec<usize> = sums.iter().map(|sums| usize::from(sums[1] + shift > sums[0])).collect();
+        Score::of(&guesses, truth, 2).macro_f1()
+    };
+    // Between two mails each; the mean of all that do best, which a single mail moves least.
+    let shifts: Vec<(f32, f32)> =
+        gaps.windows(2).map(|pair| (pair[0] + pair[1]) / 2.0).map(|at| (at, f1(at))).collect();
+    let best = shifts.iter().fold(f1(0.0), |best, (_, f1)| best.max(*f1));
+    let good: Vec<f32> = shifts.iter().filter(|(_, f1)| *f1 >= best).map(|(shift, _)| *shift).collect();
+    if good.is_empty() { 0.0 } else { good.iter().sum::<f32>() / good.len() as f32 }
+}
+
+/// What to multiply sums by so that their softmax is the share of right guesses: the best likelihood.
+fn sharpness(sums: &[Vec<f32>], truth: &[usize]) -> f32 {
+    let loss = |sharpness: f32| -> f32 {
+        let of = |(sums, &label): (&Vec<f32>, &usize)| {
+            let highest = sums.iter().fold(f32::NEG_INFINITY, |highest, &sum| highest.max(sum));
+            let total: f32 = sums.iter().map(|sum| ((sum - highest) * sharpness).exp()).sum();
+            total.ln() - (sums[label] - highest) * sharpness
+        };
+        sums.iter().zip(truth).map(of).sum()
+    };
+    let tried = (0..60).map(|step| 0.25 * 1.08_f32.powi(step));
+    tried.min_by(|&a, &b| loss(a).total_cmp(&loss(b))).unwrap_or(1.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use guest::features::Features;
+
+    fn mails() -> (Vec<(Vec<u8>, usize)>, Vec<String>) {
+        let topics = [("billing", ["invoice", "refund", "payment"]), ("support", ["crash", "password", "install"])];
+        let mail = |number: usize| {
+            let words = topics[number % 2].1;
+            let (word, other) = (words[number / 2 % 3], words[(number / 2 + 1) % 3]);
+            (format!("Subject: the {word} {number}\n\nabout my {other} and the weather").into_bytes(), number % 2)
+        };
+        ((0..60).map(mail).collect(), topics.iter().map(|(name, _)| (*name).to_owned()).collect())
+    }
+
+    /// What is easy is learned, and the same mails give the same model.
+    #[test]
+    fn words_that_tell_labels_apart_are_learned() {
+        let (mails, labels) = mails();
+        let examples: Vec<(&[u8], usize)> = mails.iter().map(|(data, label)| (&data[..], *label)).collect();
+        let learned = learn(&examples, &labels, false).expect("a model");
+        assert_eq!(learned.validated.accuracy(), 1.0);
+        assert_eq!(learned.model, learn(&examples, &labels, false).expect("a model").model);
+        let model = Model::read(&learned.model).expect("a model");
+        let guess = |mail: &str| {
+            let mail = Mail::read(mail.as_bytes()).expect("a mail");
+            let guess = model.guess(&Features::of(&mail));
+            (guess.label.to_owned(), guess.confidence > model.threshold())
+        };
+        assert_eq!(guess("Subject: a refund\n\nplease"), ("billing".to_owned(), true));
+        assert_eq!(guess("Subject: it crashed\n\nwith a crash"), ("support".to_owned(), true));
+    }
+
+    /// Too little to learn from is said.
+    #[test]
+    fn too_few_mails_are_refused() {
+        let (mails, labels) = mails();
+        let examples: Vec<(&[u8], usize)> = mails[..12].iter().map(|(data, label)| (&data[..], *label)).collect();
+        assert!(
+            learn(&examples, &labels, false).err().is_some_and(|error| error.contains("\"billing\" has less than 10"))
+        );
+        assert!(learn(&examples, &labels[..1], false).is_err());
+    }
+}
