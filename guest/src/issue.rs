@@ -174,7 +174,11 @@ fn remember(
                     let claim = if why == Why::Answer { opened.clone().known_as(Why::Early) } else { opened.clone() };
                     let winner = claimed(memory, &decisive, &claim)?;
                     let fits = why != Why::Subject || traces.is_same_subject(&winner);
-                    if winner.first == thread.own || !fits { opened } else { record(winner.issue, winner.first, why, winner.queue) }
+                    if winner.first == thread.own || !fits {
+                        opened
+                    } else {
+                        record(winner.issue, winner.first, why, winner.queue)
+                    }
                 }
                 None => opened,
             }
@@ -389,7 +393,6 @@ impl Traces {
     fn is_same_subject(&self, record: &Record) -> bool {
         self.is_answer || record.sender == self.sender && record.time.abs_diff(self.time) <= REPEAT_MAX
     }
-
 }
 
 /// The id of the issue that the mail with this id opens.

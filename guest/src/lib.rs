@@ -97,12 +97,7 @@ pub fn triage(data: &[u8], rules: &Rules) -> Result<Verdict, String> {
 /// # Errors
 /// [`Failure::Reject`] for what is no mail, [`Failure::Away`] when the memory does not answer; then the mail may be
 /// half remembered, which does no harm.
-pub fn triage_with(
-    data: &[u8],
-    received: u64,
-    rules: &Rules,
-    memory: &mut impl Memory,
-) -> Result<Verdict, Failure> {
+pub fn triage_with(data: &[u8], received: u64, rules: &Rules, memory: &mut impl Memory) -> Result<Verdict, Failure> {
     let mail = Mail::read(data).map_err(Failure::Reject)?;
     let time = mail.time().unwrap_or(received);
     let findings = Findings::search(&mail, rules.lexicon());

@@ -133,7 +133,9 @@ impl<'a> Mail<'a> {
                 let (field, tail) = split_field(rest)?;
                 rest = tail;
                 let colon = memchr(b':', field);
-                if let Some(colon) = colon.filter(|&colon| field[..colon].trim_ascii_end().eq_ignore_ascii_case(name.as_bytes())) {
+                if let Some(colon) =
+                    colon.filter(|&colon| field[..colon].trim_ascii_end().eq_ignore_ascii_case(name.as_bytes()))
+                {
                     return Some(field[colon + 1..].trim_ascii());
                 }
             }
@@ -427,7 +429,9 @@ fn local_parts(field: &[u8]) -> impl Iterator<Item = &[u8]> {
 /// The addresses in a field, as they stand there; names before them are passed over.
 fn addresses(field: &[u8]) -> impl Iterator<Item = &[u8]> {
     memchr_iter(b'@', field).filter_map(|at| {
-        let ends = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\r' | b'\n' | b'<' | b'>' | b',' | b':' | b';' | b'"' | b'(' | b')');
+        let ends = |byte: &u8| {
+            matches!(byte, b' ' | b'\t' | b'\r' | b'\n' | b'<' | b'>' | b',' | b':' | b';' | b'"' | b'(' | b')')
+        };
         let start = field[..at].iter().rposition(ends).map_or(0, |start| start + 1);
         let end = field[at..].iter().position(ends).map_or(field.len(), |end| at + end);
         (start < at && at + 1 < end).then(|| &field[start..end])

@@ -46,7 +46,9 @@ impl Priority {
 
     /// The priority with this name.
     pub fn of(name: &str) -> Option<Priority> {
-        [Priority::Low, Priority::Normal, Priority::High, Priority::Urgent].into_iter().find(|known| known.as_str() == name)
+        [Priority::Low, Priority::Normal, Priority::High, Priority::Urgent]
+            .into_iter()
+            .find(|known| known.as_str() == name)
     }
 
     /// The next higher priority, of what people wait for: nothing raises what is low or urgent.
@@ -60,7 +62,13 @@ impl Priority {
 }
 
 /// Judges a mail that goes to this queue.
-pub(crate) fn judge(mail: &Mail<'_>, findings: &Findings, rules: &Rules, queue: &str, reasons: &mut Reasons) -> Priority {
+pub(crate) fn judge(
+    mail: &Mail<'_>,
+    findings: &Findings,
+    rules: &Rules,
+    queue: &str,
+    reasons: &mut Reasons,
+) -> Priority {
     let mut points = 0;
     for (value, name) in [
         (mail.fields.importance, "Importance"),

@@ -95,7 +95,9 @@ impl Route {
         let fields = &mail.fields;
         match &self.field {
             Field::From => self.pattern.is_in(&mail.decoded(fields.from)),
-            Field::To => [fields.to, fields.cc, fields.delivered_to].iter().any(|to| self.pattern.is_in(&mail.decoded(to))),
+            Field::To => {
+                [fields.to, fields.cc, fields.delivered_to].iter().any(|to| self.pattern.is_in(&mail.decoded(to)))
+            }
             Field::Subject => self.pattern.is_in(&mail.subject),
             Field::Body => {
                 let mut found = false;

@@ -514,8 +514,10 @@ fn queue_name<'a>(key: &str, name: &'a str) -> Result<&'a str, String> {
 }
 
 fn unknown(key: &str) -> String {
-    format!("unknown key {key:?}; known are queue.default, queue.NAME, route.NAME, priority.urgent, priority.high, \
-         priority.low, issue.keys, heat.mails and team.confidence")
+    format!(
+        "unknown key {key:?}; known are queue.default, queue.NAME, route.NAME, priority.urgent, priority.high, \
+         priority.low, issue.keys, heat.mails and team.confidence"
+    )
 }
 
 /// How many words the default rules have, and how many bytes.

@@ -7,10 +7,10 @@
 //! Built for `wasm32-wasip2` it is an ordinary component, with the standard library's allocator.
 #![expect(missing_docs, reason = "the generated bindings have no documentation of their own")]
 
-#[cfg(all(target_family = "wasm", target_os = "unknown"))]
-mod bump;
 #[cfg(feature = "memory")]
 mod bucket;
+#[cfg(all(target_family = "wasm", target_os = "unknown"))]
+mod bump;
 
 /// Models that were learned, if any.
 mod models {

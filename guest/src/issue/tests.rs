@@ -21,8 +21,7 @@ fn are_one_issue(mails: &[&str]) -> bool {
     issues[0] == Issue::New(id.clone()) && issues[1..].iter().all(|issue| *issue == Issue::Existing(id.clone()))
 }
 
-const ROOT: &str =
-    "Message-ID: <root@x>\nFrom: Ann <ann@x>\nTo: help@y\nDate: Mon, 2 Mar 2026 10:00:00 +0000\nSubject: Printer jams\n\n";
+const ROOT: &str = "Message-ID: <root@x>\nFrom: Ann <ann@x>\nTo: help@y\nDate: Mon, 2 Mar 2026 10:00:00 +0000\nSubject: Printer jams\n\n";
 const WITHOUT_ID: &str = "From: ann@x\nTo: help@y\nDate: Mon, 2 Mar 2026 11:00:00 +0000\nSubject: Re: Printer jams\n\n";
 
 /// However a mail program writes the thread down, a reply finds the issue of the first mail, even without memory.
@@ -53,7 +52,11 @@ fn mail_without_id_is_named_after_its_bytes() {
 fn keys_come_before_threads() {
     let reply = "Message-ID: <b@x>\nIn-Reply-To: <a@x>\nSubject: Re: [Bug 5] x\n\n";
     assert_eq!(issue(reply), Issue::Existing("bug-5".to_owned()));
-    assert!(are_one_issue(&["Message-ID: <a@x>\nSubject: [Bug 5] x\n\n", reply, "References: <b@x>\nSubject: Re: y\n\n"]));
+    assert!(are_one_issue(&[
+        "Message-ID: <a@x>\nSubject: [Bug 5] x\n\n",
+        reply,
+        "References: <b@x>\nSubject: Re: y\n\n"
+    ]));
 }
 
 /// A reply that names only its parent belongs to the issue that the parent belongs to.
@@ -105,7 +108,9 @@ fn repeated_mails_are_one_issue() {
 #[test]
 fn numbered_series_are_one_issue() {
     let part = |number: u32, version: &str| {
-        format!("From: ann@x\nDate: Mon, 2 Mar 2026 10:0{number}:00 +0000\nSubject: [PATCH{version} {number}/2] part {number}\n\n")
+        format!(
+            "From: ann@x\nDate: Mon, 2 Mar 2026 10:0{number}:00 +0000\nSubject: [PATCH{version} {number}/2] part {number}\n\n"
+        )
     };
     let parts = [part(0, ""), part(1, ""), part(2, "")];
     assert!(are_one_issue(&parts.each_ref().map(String::as_str)));
@@ -121,7 +126,9 @@ fn nearly_the_same_text_is_found() {
         the tape library, which reports that its door is open. Please close the door and start the job again, or tell \
         the night shift to do so. The last complete backup is that of Sunday, which lies in the second drawer.";
     let mail = |number: u32, day: u32| {
-        format!("From: {number}@x\nDate: Mon, {day} Mar 2026 10:00:00 +0000\nSubject: Job {number} failed\n\nJob {number}: {text}\n")
+        format!(
+            "From: {number}@x\nDate: Mon, {day} Mar 2026 10:00:00 +0000\nSubject: Job {number} failed\n\nJob {number}: {text}\n"
+        )
     };
     assert!(are_one_issue(&[&mail(1, 2), &mail(2, 3), &mail(3, 4)]));
     assert!(!are_one_issue(&[&mail(1, 2), &mail(2, 12)]));
@@ -133,7 +140,8 @@ fn nearly_the_same_text_is_found() {
 /// A mail that is delivered again gets the same verdict, whatever has come since.
 #[test]
 fn redelivery_changes_nothing() {
-    let mails = [ROOT, WITHOUT_ID, "Message-ID: <b@x>\nReferences: <root@x>\n\n", "Subject: [Bug 7]\n\n", "Subject: z\n\n"];
+    let mails =
+        [ROOT, WITHOUT_ID, "Message-ID: <b@x>\nReferences: <root@x>\n\n", "Subject: [Bug 7]\n\n", "Subject: z\n\n"];
     let mut memory = Map::default();
     let first = issues(&mut memory, &mails);
     assert_eq!(issues(&mut memory, &mails), first);

@@ -97,7 +97,8 @@ pub fn split(mut mails: Vec<Labelled>, percent: usize) -> (Vec<Labelled>, Vec<La
     labels.sort();
     labels.dedup();
     let count = |label: &String| mails.iter().filter(|mail| mail.label == *label).count();
-    let mut left: Vec<(String, usize)> = labels.iter().map(|label| (label.clone(), count(label) * percent / 100)).collect();
+    let mut left: Vec<(String, usize)> =
+        labels.iter().map(|label| (label.clone(), count(label) * percent / 100)).collect();
     mails.into_iter().partition(|mail| {
         let left = left.iter_mut().find(|(label, _)| *label == mail.label);
         left.is_some_and(|(_, left)| {
@@ -122,6 +123,9 @@ mod tests {
         let mails = vec![mail("a", 9), mail("b", 2), mail("a", 1), mail("a", 4), mail("b", 1), mail("a", 3)];
         let (learn, test) = split(mails, 75);
         let names = |mails: &[Labelled]| mails.iter().map(|mail| mail.name.clone()).collect::<Vec<_>>();
-        assert_eq!((names(&learn), names(&test)), (vec!["a1".into(), "b1".into(), "a3".into(), "a4".into()], vec!["b2".into(), "a9".into()]));
+        assert_eq!(
+            (names(&learn), names(&test)),
+            (vec!["a1".into(), "b1".into(), "a3".into(), "a4".into()], vec!["b2".into(), "a9".into()])
+        );
     }
 }

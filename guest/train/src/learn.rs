@@ -68,7 +68,10 @@ pub fn learn(mails: &[(&[u8], usize)], labels: &[String], balanced: bool) -> Res
             let score = Score::of(&sums.iter().map(|sums| highest(sums)).collect::<Vec<_>>(), &truth, labels.len());
             let good = if balanced { score.macro_f1() } else { score.accuracy() };
             // Pairs take time with every mail: they have to help.
-            if best.as_ref().is_none_or(|best| good > best.good + if pairs && !best.pairs { PAIRS_GAIN_MIN } else { 0.0 }) {
+            if best
+                .as_ref()
+                .is_none_or(|best| good > best.good + if pairs && !best.pairs { PAIRS_GAIN_MIN } else { 0.0 })
+            {
                 best = Some(Attempt { good, cost, pairs, sums, shift, score });
             }
         }
@@ -112,8 +115,10 @@ struct Attempt {
 /// Counted features, by the bits of their hashes that are used.
 fn bag(data: &[u8], bits: u8, pairs: bool) -> Vec<(u32, f32)> {
     let Ok(mail) = Mail::read(data) else { return Vec::new() };
-    let mut bag: Vec<(u32, f32)> =
-        Features::of(&mail, pairs).iter().map(|(hash, count)| (hash >> (32 - u32::from(bits)), frequency(count))).collect();
+    let mut bag: Vec<(u32, f32)> = Features::of(&mail, pairs)
+        .iter()
+        .map(|(hash, count)| (hash >> (32 - u32::from(bits)), frequency(count)))
+        .collect();
     bag.sort_unstable_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
     bag
 }
@@ -257,7 +262,8 @@ fn best_shift(sums: &[Vec<f32>], truth: &[usize]) -> f32 {
         Score::of(&guesses, truth, 2).macro_f1()
     };
     // Between two mails each; the mean of all that do best, which a single mail moves least.
-    let shifts: Vec<(f32, f32)> = gaps.windows(2).map(|pair| (pair[0] + pair[1]) / 2.0).map(|at| (at, f1(at))).collect();
+    let shifts: Vec<(f32, f32)> =
+        gaps.windows(2).map(|pair| (pair[0] + pair[1]) / 2.0).map(|at| (at, f1(at))).collect();
     let best = shifts.iter().fold(f1(0.0), |best, (_, f1)| best.max(*f1));
     let good: Vec<f32> = shifts.iter().filter(|(_, f1)| *f1 >= best).map(|(shift, _)| *shift).collect();
     if good.is_empty() { 0.0 } else { good.iter().sum::<f32>() / good.len() as f32 }
@@ -314,7 +320,9 @@ mod tests {
     fn too_few_mails_are_refused() {
         let (mails, labels) = mails();
         let examples: Vec<(&[u8], usize)> = mails[..12].iter().map(|(data, label)| (&data[..], *label)).collect();
-        assert!(learn(&examples, &labels, false).err().is_some_and(|error| error.contains("\"billing\" has less than 10")));
+        assert!(
+            learn(&examples, &labels, false).err().is_some_and(|error| error.contains("\"billing\" has less than 10"))
+        );
         assert!(learn(&examples, &labels[..1], false).is_err());
     }
 }

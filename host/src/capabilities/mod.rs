@@ -127,7 +127,9 @@ fn refusal(import: &str) -> Option<&'static str> {
             .then_some("and this host provides version 0.2 of it; build the guest for wasm32-wasip2"),
         "wasi:config" => None,
         "mailroom:triage" if interface != "mailroom:triage/claims" => None,
-        "wasi:keyvalue" | "mailroom:triage" => Some("which this version of the host cannot grant yet; build the guest without it"),
+        "wasi:keyvalue" | "mailroom:triage" => {
+            Some("which this version of the host cannot grant yet; build the guest without it")
+        }
         "wasi:http" => Some(
             "which this version of the host cannot grant yet; if this is the face for `wasmtime serve`, run the lean \
              component instead",

@@ -168,7 +168,9 @@ pub fn contestants() -> Result<Vec<Contestant>> {
 fn rules() -> Result<guest::Rules> {
     let mut rules = guest::Rules::from_config([("", ""); 0]).map_err(anyhow::Error::msg)?;
     let model = |variable: &str| match std::env::var_os(variable).filter(|file| !file.is_empty()) {
-        Some(file) => fs::read(&file).map(|model| Some(model.leak() as &[u8])).with_context(|| format!("read {file:?}")),
+        Some(file) => {
+            fs::read(&file).map(|model| Some(model.leak() as &[u8])).with_context(|| format!("read {file:?}"))
+        }
         None => Ok(None),
     };
     if let Some(model) = model("MAILROOM_TEAM_MODEL")? {

@@ -227,23 +227,39 @@ impl Table {
 
         // As in service: everything in order of time, with memory. What was learned from stands for what people sorted.
         let tested: BTreeSet<&str> = test.iter().map(|mail| mail.name.as_str()).collect();
-        for (task, confidence) in
-            [("team, follow-ups stay in the queue of their issue", None), ("the same, team.confidence=0.5", Some("0.5"))]
-        {
+        for (task, confidence) in [
+            ("team, follow-ups stay in the queue of their issue", None),
+            ("the same, team.confidence=0.5", Some("0.5")),
+        ] {
             let rules = Rules::from_config(confidence.map(|confidence| ("team.confidence", confidence)))?;
             let rules = rules.with_team_model(file)?;
             let mut memory = Map::default();
-            let (mut right, mut unsure) = (0, 0);
+            let mut filed: BTreeMap<String, &str> = BTreeMap::new();
+            let (mut right, mut right_once, mut twice, mut unsure) = (0, 0, 0, 0);
             for mail in &own {
                 let Ok(verdict) = triage_with(&mail.data, mail.time, &rules, &mut memory) else { continue };
+                // The same mail, sent to two teams, is in the data twice, but has one verdict.
+                let id =
+                    Mail::read(&mail.data).map(|mail| String::from_utf8_lossy(mail.fields.message_id).into_owned());
+                let first = *filed.entry(id.unwrap_or_default()).or_insert(&mail.label);
                 if tested.contains(mail.name.as_str()) {
-                    right += usize::from(verdict.queue == mail.label);
+                    let is_right = verdict.queue == mail.label;
+                    right += usize::from(is_right);
                     unsure += usize::from(verdict.queue == rules.queue_name(None));
+                    if first == mail.label {
+                        right_once += usize::from(is_right);
+                    } else {
+                        twice += 1;
+                    }
                 }
             }
-            let (right, unsure) = (share(right, test.len()), share(unsure, test.len()));
+            let (all, once) = (share(right, test.len()), share(right_once, test.len() - twice));
+            let unsure = share(unsure, test.len());
             let (reference, target) = if confidence.is_none() { ("0.912", "accuracy ≥ 0.93") } else { ("", "") };
-            self.row(task, format!("accuracy {right:.3}, default queue {unsure:.3}"), reference, target);
+            let figure = format!(
+                "accuracy {once:.3}, default queue {unsure:.3}; {all:.3} with {twice} mails that another team has too"
+            );
+            self.row(task, figure, reference, target);
         }
         eprintln!("{}", alone.table(&labels));
         Ok(())
@@ -285,9 +301,14 @@ impl Table {
     fn spam(&mut self, folder: &Path) -> Result<(), String> {
         let labels = ["ham".to_owned(), "spam".to_owned()];
         let (mut learned_from, mut test) = (Vec::new(), Vec::new());
-        for (folder, label) in [("easy-ham-1", &labels[0]), ("spam-1", &labels[1])].map(|(name, label)| (folder.join(name), label)) {
+        for (folder, label) in
+            [("easy-ham-1", &labels[0]), ("spam-1", &labels[1])].map(|(name, label)| (folder.join(name), label))
+        {
             let entries = fs::read_dir(&folder).map_err(|error| format!("read {}: {error}", folder.display()))?;
-            let mut files = entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<_>, _>>().map_err(|error| format!("read {}: {error}", folder.display()))?;
+            let mut files = entries
+                .map(|entry| entry.map(|entry| entry.path()))
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(|error| format!("read {}: {error}", folder.display()))?;
             files.sort();
             for (number, file) in files.iter().enumerate() {
                 let mail = Labelled::new(file.display().to_string(), label.clone(), corpus::read(file)?);
