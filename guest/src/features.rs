@@ -3,7 +3,7 @@
 //! | taken from | features |
 //! |---|---|
 //! | subject, without prefixes and tags | words, pairs of neighbours, runs of [`GRAM_BYTES`] bytes; and its words again as words of the text |
-//! | text, the quoted part too | words |
+//! | text, the quoted part too | words; for some models pairs of neighbours |
 //! | sender | address, domain |
 //! | form | HTML or plain, whether it is a reply, whether it came over a list |
 //!
@@ -44,12 +44,13 @@ pub struct Features {
 }
 
 impl Features {
-    /// Reads a mail.
-    pub fn of(mail: &Mail<'_>) -> Features {
+    /// Reads a mail; with `pairs` also the pairs of words in its text.
+    pub fn of(mail: &Mail<'_>, pairs: bool) -> Features {
         // A word and its separator take three bytes or more, nearly always.
-        let expected = (mail.text.len().min(TEXT_MAX_BYTES) / 3 + 2 * mail.subject.len() + 64).min(FEATURES_MAX);
+        let words = mail.text.len().min(TEXT_MAX_BYTES) / if pairs { 2 } else { 3 };
+        let expected = (words + 2 * mail.subject.len() + 64).min(FEATURES_MAX);
         let mut features = Features { places: vec![(0, 0); (2 * expected).next_power_of_two()], used: 0 };
-        features.read(mail);
+        features.read(mail, pairs);
         features
     }
 
@@ -58,7 +59,7 @@ impl Features {
         self.places.iter().copied().filter(|&(_, count)| count > 0)
     }
 
-    fn read(&mut self, mail: &Mail<'_>) {
+    fn read(&mut self, mail: &Mail<'_>, pairs: bool) {
         let subject = Subject::read(&mail.subject);
         let mut before = None;
         each_word(subject.topic(), |word| {
@@ -66,7 +67,7 @@ impl Features {
             let hash = hash(Place::Subject, word);
             self.note(hash);
             if let Some(before) = before.replace(hash) {
-                self.note(spread(before.rotate_left(7) ^ hash));
+                self.note(pair(before, hash));
             }
         });
         for gram in subject.topic().windows(GRAM_BYTES) {
@@ -91,7 +92,14 @@ impl Features {
         mail.text_by_origin(|_, text| {
             let text = &text[..text.len().min(TEXT_MAX_BYTES - read)];
             read += text.len();
-            each_word(text, |word| self.note(hash(Place::Text, word)));
+            let mut before = None;
+            each_word(text, |word| {
+                let hash = hash(Place::Text, word);
+                self.note(hash);
+                if let Some(before) = before.replace(hash).filter(|_| pairs) {
+                    self.note(pair(before, hash));
+                }
+            });
         });
     }
 
@@ -147,6 +155,11 @@ fn hash(place: Place, bytes: &[u8]) -> u32 {
     }))
 }
 
+/// Two neighbours, in this order.
+const fn pair(before: u32, after: u32) -> u32 {
+    spread(before.rotate_left(7) ^ after)
+}
+
 /// Brings every bit of the hash to bear on its upper ones, of which models use some.
 const fn spread(hash: u32) -> u32 {
     let hash = (hash ^ hash >> 15).wrapping_mul(0x2c1b_3c6d);
@@ -159,7 +172,7 @@ mod tests {
     use super::*;
 
     fn features(mail: &str) -> Vec<(u32, u32)> {
-        let mut all: Vec<_> = Features::of(&Mail::read(mail.as_bytes()).expect("a mail")).iter().collect();
+        let mut all: Vec<_> = Features::of(&Mail::read(mail.as_bytes()).expect("a mail"), false).iter().collect();
         all.sort_unstable();
         all
     }
@@ -171,6 +184,8 @@ mod tests {
         assert_ne!(hash(Place::Text, b"printer"), hash(Place::Subject, b"printer"));
         assert_eq!(features("Subject: x\n\na1 a1 B2 77").len(), 2);
         assert!(features("Subject: x\n\na1 a1 B2 77").contains(&(hash(Place::Text, b"a1"), 2)));
+        let mail = Mail::read(b"Subject: x\n\na1 a1 B2 77").expect("a mail");
+        assert_eq!(Features::of(&mail, true).iter().count(), 4);
     }
 
     /// What only says how and over which list a mail came makes no difference.

@@ -15,8 +15,9 @@ const HOUR: u64 = 3600;
 pub(crate) fn is_hot(issue: u64, own: u64, time: u64, enough: u32, memory: &mut impl Memory) -> Result<bool, Away> {
     let Some(slots) = enough.checked_sub(1) else { return Ok(false) };
     let hour = time / HOUR;
-    let keys: Vec<String> = [hour, hour.saturating_sub(1)]
-        .iter()
+    let keys: Vec<String> = [Some(hour), hour.checked_sub(1)]
+        .into_iter()
+        .flatten()
         .flat_map(|hour| (0..slots).map(move |slot| format!("h.{issue:016x}.{hour}.{slot}")))
         .collect();
     if keys.is_empty() {

@@ -8,8 +8,8 @@
 //! 3. the series it is numbered in: `[2/3]` of the same sender within two to four hours;
 //! 4. the same subject among the same people ([`crate::subject`]): a reply within 30 to 60 days, to a mail of somebody
 //!    whom it names, or over the same mailing list; a mail that is no reply within two days of one of its sender's;
-//! 5. nearly the same text as a mail that opened an issue, within seven days ([`crate::likeness`]), unless numbers in
-//!    tags of the subject tell them apart.
+//! 5. nearly the same text as a mail that opened an issue, within seven days ([`crate::likeness`]), with the same
+//!    subject but for numbers outside of tags, whoever sent it.
 //!
 //! 3 to 5 and the parents of a parent take [`Memory`]; without one the id that needs none decides: the id of a thread is
 //! a hash of its first mail's Message-ID, `m-` and 16 hexadecimal digits. That mail gets it as a new issue, and every
@@ -150,7 +150,7 @@ fn remember(
         queue: if choice.by == By::Route { chosen.clone() } else { queue.or(chosen.clone()) },
         sender: traces.sender,
         time,
-        tags: traces.tags,
+        about: traces.about,
         sketch: traces.sketch,
     };
     let opened = match &key {
@@ -197,8 +197,8 @@ fn remember(
     if mine.first == thread.own {
         let bands = traces.bands();
         entries.extend(traces.subjects.first().into_iter().chain(&bands).map(|key| (key.clone(), mine.write())));
-    } else if mine.why == Why::Subject {
-        // So that a long talk is not forgotten.
+    } else if matches!(mine.why, Why::Subject | Why::Series | Why::Text) {
+        // So that answers to it are found, and a long talk is not forgotten.
         entries.extend(traces.subjects.first().map(|key| (key.clone(), mine.write())));
     }
     if !entries.is_empty() {
@@ -275,19 +275,19 @@ struct Record {
     sender: u64,
     /// When, in seconds since 1970.
     time: u64,
-    /// The numbers in its subject's tags.
-    tags: u64,
+    /// Its subject but for the numbers outside of tags.
+    about: u64,
     sketch: Option<Sketch>,
 }
 
 impl Record {
     fn write(&self) -> Vec<u8> {
-        let Record { issue, first, why, queue, sender, time, tags, sketch } = self;
+        let Record { issue, first, why, queue, sender, time, about, sketch } = self;
         let why = Why::ALL.iter().find(|(known, _)| known == why).map_or("first", |(_, name)| name);
         let sketch = sketch.map(Sketch::to_hex).unwrap_or_default();
         // No queue has such a name.
         let queue = queue.as_deref().unwrap_or(".");
-        format!("{issue}\n{first:x} {why} {queue} {sender:x} {time} {tags:x} {sketch}").into_bytes()
+        format!("{issue}\n{first:x} {why} {queue} {sender:x} {time} {about:x} {sketch}").into_bytes()
     }
 
     /// None if this is nothing that [`Record::write`] wrote.
@@ -306,7 +306,7 @@ impl Record {
             queue: Some(next()?).filter(|queue| is_name(queue)).map(str::to_owned),
             sender: hex(next()?)?,
             time: next()?.parse().ok()?,
-            tags: hex(next()?)?,
+            about: hex(next()?)?,
             sketch: next().and_then(Sketch::from_hex),
         })
     }
@@ -320,7 +320,7 @@ impl Record {
 struct Traces {
     is_answer: bool,
     sender: u64,
-    tags: u64,
+    about: u64,
     time: u64,
     /// The keys of its series, in the present period and the last one.
     series: Vec<String>,
@@ -356,8 +356,8 @@ impl Traces {
                 subjects.extend(periods(SUBJECT_PERIOD).iter().map(|period| format!("s.{name:016x}.{period}")));
             }
         }
-        let tags = hash(&subject.text[..subject.text.len() - subject.topic().len()]);
-        Traces { is_answer, sender: sender.unwrap_or(0), tags, time, series, subjects, sketch: Sketch::of(mail) }
+        let about = hash_all(&[subject.tags(), &subject.topic_without_numbers()]);
+        Traces { is_answer, sender: sender.unwrap_or(0), about, time, series, subjects, sketch: Sketch::of(mail) }
     }
 
     /// All keys that memory is asked for, in the order of their weight.
@@ -382,7 +382,7 @@ impl Traces {
             let sketch = self.sketch?;
             let is_like = |record: &&Record| {
                 record.time.abs_diff(self.time) <= LIKENESS_MAX
-                    && record.tags == self.tags
+                    && record.about == self.about
                     && record.sketch.is_some_and(|other| sketch.is_like(&other))
             };
             texts.iter().flatten().find(is_like).map(|record| record.clone().known_as(Why::Text))

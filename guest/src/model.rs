@@ -8,7 +8,7 @@
 //! | 1 | version, 1 |
 //! | 1 | bits of a feature's hash that are used |
 //! | 1 | number of labels |
-//! | 1 | 0 |
+//! | 1 | 1 if pairs of words in the text are features too, else 0 |
 //! | 4 | f32: what the sums are multiplied by before they become confidence |
 //! | 4 | f32: the confidence below which the model does not decide |
 //! | each label: 8 | f32, f32: scale of its weights, bias |
@@ -19,6 +19,7 @@
 //! a mail's words touch.
 
 use crate::features::Features;
+use crate::mail::Mail;
 
 const MAGIC: &[u8; 8] = b"mailroom";
 const VERSION: u8 = 1;
@@ -37,6 +38,7 @@ const NAME_MAX_BYTES: usize = 64;
 #[derive(Clone, Copy, Debug)]
 pub struct Model<'a> {
     bits: u8,
+    pairs: bool,
     sharpness: f32,
     threshold: f32,
     labels: usize,
@@ -69,12 +71,12 @@ impl<'a> Model<'a> {
         }
         let rest = file.strip_prefix(MAGIC).ok_or("this is no model: it does not begin with `mailroom`")?;
         let (head, rest) = rest.split_first_chunk::<12>().ok_or_else(short)?;
-        let [version, bits, labels, _, numbers @ ..] = *head;
+        let [version, bits, labels, pairs, numbers @ ..] = *head;
         if version != VERSION {
             return Err(format!("the model is of version {version}, this program reads version {VERSION}"));
         }
         let labels = usize::from(labels);
-        if !(1..=BITS_MAX).contains(&bits) || !(2..=LABELS_MAX).contains(&labels) {
+        if !(1..=BITS_MAX).contains(&bits) || !(2..=LABELS_MAX).contains(&labels) || pairs > 1 {
             return Err(format!("a model of {bits} bits and {labels} labels is not possible"));
         }
         let [sharpness, threshold] = [float(&numbers, 0), float(&numbers, 1)];
@@ -96,7 +98,7 @@ impl<'a> Model<'a> {
         if !is_finite || !sharpness.is_finite() || !(0.0..=1.0).contains(&threshold) {
             return Err("the model has a number that is none".to_owned());
         }
-        Ok(Model { bits, sharpness, threshold, labels, numbers, names, rows })
+        Ok(Model { bits, pairs: pairs == 1, sharpness, threshold, labels, numbers, names, rows })
     }
 
     /// Writes a model: `labels` with the scale of their weights and their bias, and a row for each feature, its rarity
@@ -105,13 +107,13 @@ impl<'a> Model<'a> {
     /// # Errors
     /// These make no model.
     pub fn write(
-        bits: u8,
+        (bits, pairs): (u8, bool),
         [sharpness, threshold]: [f32; 2],
         labels: &[(String, f32, f32)],
         rows: &[u8],
     ) -> Result<Vec<u8>, String> {
         let mut file = MAGIC.to_vec();
-        file.extend([VERSION, bits, u8::try_from(labels.len()).unwrap_or(0), 0]);
+        file.extend([VERSION, bits, u8::try_from(labels.len()).unwrap_or(0), u8::from(pairs)]);
         file.extend([sharpness, threshold].iter().flat_map(|number| number.to_le_bytes()));
         file.extend(labels.iter().flat_map(|(_, scale, bias)| [*scale, *bias]).flat_map(f32::to_le_bytes));
         for (name, _, _) in labels {
@@ -146,8 +148,8 @@ impl<'a> Model<'a> {
     }
 
     /// The most likely label. Of equals the first.
-    pub fn guess(&self, features: &Features) -> Guess<'a> {
-        let sums = self.sums(features);
+    pub fn guess(&self, mail: &Mail<'_>) -> Guess<'a> {
+        let sums = self.sums(&Features::of(mail, self.pairs));
         let (mut best, mut highest) = (0, f32::NEG_INFINITY);
         for (label, &sum) in sums[..self.labels].iter().enumerate() {
             if sum > highest {
@@ -159,7 +161,7 @@ impl<'a> Model<'a> {
     }
 
     /// The sum for each label.
-    pub fn sums(&self, features: &Features) -> [f32; LABELS_MAX] {
+    fn sums(&self, features: &Features) -> [f32; LABELS_MAX] {
         let width = self.labels + 1;
         let mut sums = [0_f32; LABELS_MAX];
         let mut square = 0_f32;
@@ -201,14 +203,13 @@ fn float(bytes: &[u8], place: usize) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mail::Mail;
     use ::fuzz::{check, mutated};
 
     fn file() -> Vec<u8> {
         let labels = [("billing".to_owned(), 0.1, 0.0), ("support".to_owned(), 0.1, -0.1)];
         // Every other feature speaks for billing.
         let rows: Vec<u8> = (0..1_u32 << 4).flat_map(|row| [24, if row % 2 == 0 { 9 } else { 0 }, 3]).collect();
-        Model::write(4, [1.0, 0.5], &labels, &rows).expect("a model")
+        Model::write((4, false), [1.0, 0.5], &labels, &rows).expect("a model")
     }
 
     /// A model is what was written, and its sums decide.
@@ -218,7 +219,7 @@ mod tests {
         let model = Model::read(&file).expect("a model");
         assert_eq!(model.labels().collect::<Vec<_>>(), ["billing", "support"]);
         let mail = Mail::read(b"Subject: invoice\n\nplease pay the invoice").expect("a mail");
-        let guess = model.guess(&Features::of(&mail));
+        let guess = model.guess(&mail);
         assert!(guess.confidence > 0.5 && guess.confidence < 1.0, "{guess:?}");
     }
 
@@ -245,10 +246,9 @@ mod tests {
     #[test]
     fn damaged_models_do_no_harm() {
         let mail = Mail::read(b"Subject: invoice\n\nplease pay the invoice").expect("a mail");
-        let features = Features::of(&mail);
         check("a model file", 3_000, mutated(file()), |file| {
             if let Ok(model) = Model::read(&file) {
-                let guess = model.guess(&features);
+                let guess = model.guess(&mail);
                 assert!(model.labels().any(|label| label == guess.label), "{guess:?}");
             }
         });

@@ -16,7 +16,6 @@
 //! is always low: advertisements are the most urgent mail of all.
 
 use crate::Reasons;
-use crate::features::Features;
 use crate::mail::Mail;
 use crate::rules::{BULK, Rules};
 use crate::words::{Findings, Place, Topic};
@@ -83,7 +82,7 @@ pub(crate) fn judge(
         }
     }
     if let Some(model) = rules.priority_model() {
-        let guess = model.guess(&Features::of(mail));
+        let guess = model.guess(mail);
         let learned = match Priority::of(guess.label) {
             Some(Priority::Urgent) => 4,
             Some(Priority::High) => 2,

@@ -8,7 +8,6 @@
 //! local part is the queue's name or one of its words counts 4. Header fields of mass mail speak for `bulk`. Below
 //! 2 points nothing is decided and the default queue takes the mail; at a draw the first queue of the rules does.
 
-use crate::features::Features;
 use crate::mail::Mail;
 use crate::model::Model;
 use crate::rules::{QUEUES_MAX, Rules};
@@ -60,7 +59,7 @@ pub(crate) fn choose<'r>(mail: &Mail<'_>, findings: &Findings, rules: &'r Rules,
 
 /// What a model makes of it; none if it is not sure enough.
 fn learned(mail: &Mail<'_>, model: &Model<'static>, reasons: &mut Reasons) -> Option<&'static str> {
-    let guess = model.guess(&Features::of(mail));
+    let guess = model.guess(mail);
     let percent = ((guess.confidence * 100.0) as u32).to_string();
     let is_sure = guess.confidence >= model.threshold();
     if is_sure {

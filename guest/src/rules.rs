@@ -645,8 +645,8 @@ mod tests {
         assert_eq!(verdict("rma 12, broken").queue, "returns");
         assert_eq!(verdict("I want to send it back, or send-back").queue, "returns");
         assert_eq!(verdict("newsletter").queue, "front-desk");
-        assert_eq!(verdict("fire").priority, crate::Priority::Urgent);
-        assert_eq!(verdict("urgent").priority, crate::Priority::Normal);
+        assert_eq!(verdict("fire").priority, Priority::Urgent);
+        assert_eq!(verdict("urgent").priority, Priority::Normal);
     }
 
     /// A mistake is answered with the key and what would be right.

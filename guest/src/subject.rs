@@ -143,6 +143,17 @@ impl Subject {
         &self.text[self.tags_end..]
     }
 
+    /// The tags that stayed.
+    pub fn tags(&self) -> &[u8] {
+        &self.text[..self.tags_end]
+    }
+
+    /// What it says, without any tags and without words with a digit.
+    pub fn topic_without_numbers(&self) -> Vec<u8> {
+        let words = self.topic().split(|&byte| byte == b' ');
+        words.filter(|word| !word.iter().any(u8::is_ascii_digit)).collect::<Vec<_>>().join(&b' ')
+    }
+
     /// Whether it says enough to tell one issue from another: two words, or one of five bytes.
     pub fn is_telling(&self) -> bool {
         let topic = self.topic();
@@ -151,7 +162,7 @@ impl Subject {
 
     /// What the mails of a numbered series (`[PATCH v2 1/3]`, `[2/3]`) have in common; none if it is not numbered.
     pub fn series(&self) -> Option<Vec<u8>> {
-        let tags = &self.text[..self.tags_end];
+        let tags = self.tags();
         let mut from = 0;
         while let Some(found) = memchr(b'/', &tags[from..]) {
             let slash = from + found;

@@ -114,6 +114,8 @@ fn numbered_series_are_one_issue() {
     };
     let parts = [part(0, ""), part(1, ""), part(2, "")];
     assert!(are_one_issue(&parts.each_ref().map(String::as_str)));
+    let answer = part(2, "").replace("From: ann@x", "From: bob@x\nTo: ann@x").replace("Subject: ", "Subject: Re: ");
+    assert!(are_one_issue(&[&parts[0], &parts[2], &answer]));
     assert!(!are_one_issue(&[&part(0, ""), &part(1, " v2")]));
 }
 
@@ -132,6 +134,7 @@ fn nearly_the_same_text_is_found() {
     assert!(!are_one_issue(&[&mail(1, 2), &mail(2, 12)]));
     let tagged = |number: u32| mail(number, 2).replace("Subject:", &format!("Subject: [case-file {number}]"));
     assert!(!are_one_issue(&[&tagged(1), &tagged(2)]), "somebody numbered them apart");
+    assert!(!are_one_issue(&[&mail(1, 2), &mail(2, 3).replace("Job 2 failed", "Result")]), "a form that many fill in");
 }
 
 /// A mail that is delivered again gets the same verdict, whatever has come since.

@@ -18,6 +18,11 @@ const FOLDS: usize = 5;
 const PASSES_MAX: usize = 50;
 /// No more bits of a hash are used even if there is room: what a mail touches of a model costs time.
 const BITS_USUAL: u8 = 16;
+/// What pairs of words have to add to the measure.
+const PAIRS_GAIN_MIN: f32 = 0.005;
+/// The confidence below which a model leaves a mail to people: to pass on what is in a wrong queue takes them as long as to
+/// sort it, so that a guess has to be little better than none.
+const THRESHOLD: f32 = 0.3;
 /// Room for what stands before the rows.
 const HEAD_BYTES: usize = 8 * 1024;
 
@@ -27,6 +32,8 @@ pub struct Learned {
     pub model: Vec<u8>,
     /// The cost that was chosen.
     pub cost: f32,
+    /// Whether pairs of words were found to help.
+    pub pairs: bool,
     /// How good the guesses were in cross-validation.
     pub validated: Score,
 }
@@ -51,30 +58,30 @@ pub fn learn(mails: &[(&[u8], usize)], labels: &[String], balanced: bool) -> Res
     let room = (MODEL_MAX_BYTES - HEAD_BYTES) / (labels.len() + 1);
     let bits = (room.ilog2() as u8).min(BITS_USUAL).min(BITS_MAX);
     let truth: Vec<usize> = mails.iter().map(|(_, label)| *label).collect();
-    let bags: Vec<Vec<(u32, f32)>> = mails.iter().map(|(data, _)| bag(data, bits)).collect();
-
-    let mut best: Option<(f32, Vec<Vec<f32>>, Score)> = None;
-    for cost in COSTS {
-        let sums = cross_validate(&bags, &truth, labels.len(), bits, cost);
-        let guesses: Vec<usize> = sums.iter().map(|sums| highest(sums)).collect();
-        let score = Score::of(&guesses, &truth, labels.len());
-        let measure = |score: &Score| if balanced { score.macro_f1() } else { score.accuracy() };
-        if best.as_ref().is_none_or(|(_, _, known)| measure(&score) > measure(known)) {
-            best = Some((cost, sums, score));
+    let mut best: Option<Attempt> = None;
+    for pairs in [false, true] {
+        let bags: Vec<Vec<(u32, f32)>> = mails.iter().map(|(data, _)| bag(data, bits, pairs)).collect();
+        for cost in COSTS {
+            let mut sums = cross_validate(&bags, &truth, labels.len(), bits, cost);
+            let shift = if balanced && labels.len() == 2 { best_shift(&sums, &truth) } else { 0.0 };
+            sums.iter_mut().for_each(|sums| sums[1] += shift);
+            let score = Score::of(&sums.iter().map(|sums| highest(sums)).collect::<Vec<_>>(), &truth, labels.len());
+            let good = if balanced { score.macro_f1() } else { score.accuracy() };
+            // Pairs take time with every mail: they have to help.
+            if best
+                .as_ref()
+                .is_none_or(|best| good > best.good + if pairs && !best.pairs { PAIRS_GAIN_MIN } else { 0.0 })
+            {
+                best = Some(Attempt { good, cost, pairs, sums, shift, score });
+            }
         }
     }
-    let (cost, mut sums, mut validated) = best.ok_or("nothing was learned")?;
-
+    let Attempt { cost, pairs, sums, shift, score: validated, .. } = best.ok_or("nothing was learned")?;
+    let bags: Vec<Vec<(u32, f32)>> = mails.iter().map(|(data, _)| bag(data, bits, pairs)).collect();
     let rarities = rarities(&bags, bits);
     let vectors: Vec<Vector> = bags.iter().map(|bag| vector(bag, &rarities)).collect();
     let every: Vec<usize> = (0..mails.len()).collect();
     let machines = machines(&vectors, &truth, &every, labels.len(), bits, cost);
-    let mut shift = 0.0;
-    if balanced && labels.len() == 2 {
-        shift = best_shift(&sums, &truth);
-        sums.iter_mut().for_each(|sums| sums[1] += shift);
-        validated = Score::of(&sums.iter().map(|sums| highest(sums)).collect::<Vec<_>>(), &truth, 2);
-    }
     let sharpness = sharpness(&sums, &truth);
 
     let features = 1_usize << bits;
@@ -91,16 +98,27 @@ pub fn learn(mails: &[(&[u8], usize)], labels: &[String], balanced: bool) -> Res
     for (row, &rarity) in rows.chunks_mut(labels.len() + 1).zip(&rarities) {
         row[0] = rarity;
     }
-    // Below an even chance somebody should look: it is more likely another's than this one's.
-    let model = Model::write(bits, [sharpness, 0.5], &numbers, &rows)?;
-    Ok(Learned { model, cost, validated })
+    let model = Model::write((bits, pairs), [sharpness, THRESHOLD], &numbers, &rows)?;
+    Ok(Learned { model, cost, pairs, validated })
+}
+
+/// What came of one way to learn.
+struct Attempt {
+    good: f32,
+    cost: f32,
+    pairs: bool,
+    sums: Vec<Vec<f32>>,
+    shift: f32,
+    score: Score,
 }
 
 /// Counted features, by the bits of their hashes that are used.
-fn bag(data: &[u8], bits: u8) -> Vec<(u32, f32)> {
+fn bag(data: &[u8], bits: u8, pairs: bool) -> Vec<(u32, f32)> {
     let Ok(mail) = Mail::read(data) else { return Vec::new() };
-    let mut bag: Vec<(u32, f32)> =
-        Features::of(&mail).iter().map(|(hash, count)| (hash >> (32 - u32::from(bits)), frequency(count))).collect();
+    let mut bag: Vec<(u32, f32)> = Features::of(&mail, pairs)
+        .iter()
+        .map(|(hash, count)| (hash >> (32 - u32::from(bits)), frequency(count)))
+        .collect();
     bag.sort_unstable_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
     bag
 }
@@ -268,7 +286,6 @@ fn sharpness(sums: &[Vec<f32>], truth: &[usize]) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use guest::features::Features;
 
     fn mails() -> (Vec<(Vec<u8>, usize)>, Vec<String>) {
         let topics = [("billing", ["invoice", "refund", "payment"]), ("support", ["crash", "password", "install"])];
@@ -291,7 +308,7 @@ mod tests {
         let model = Model::read(&learned.model).expect("a model");
         let guess = |mail: &str| {
             let mail = Mail::read(mail.as_bytes()).expect("a mail");
-            let guess = model.guess(&Features::of(&mail));
+            let guess = model.guess(&mail);
             (guess.label.to_owned(), guess.confidence > model.threshold())
         };
         assert_eq!(guess("Subject: a refund\n\nplease"), ("billing".to_owned(), true));

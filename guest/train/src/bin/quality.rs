@@ -3,7 +3,6 @@
 //! It runs the library `guest`, which is what the components are built from, natively; and has the host run the
 //! component on a part of the mails, to see that both say the same. What each figure means is told in `docs/triage.md`.
 
-use guest::features::Features;
 use guest::mail::Mail;
 use guest::memory::Map;
 use guest::model::Model;
@@ -227,24 +226,41 @@ impl Table {
         );
 
         // As in service: everything in order of time, with memory. What was learned from stands for what people sorted.
-        let rules = Rules::defaults().with_team_model(file)?;
         let tested: BTreeSet<&str> = test.iter().map(|mail| mail.name.as_str()).collect();
-        let mut memory = Map::default();
-        let (mut right, mut unsure) = (0, 0);
-        for mail in &own {
-            let Ok(verdict) = triage_with(&mail.data, mail.time, &rules, &mut memory) else { continue };
-            if tested.contains(mail.name.as_str()) {
-                right += usize::from(verdict.queue == mail.label);
-                unsure += usize::from(verdict.queue == rules.queue_name(None));
+        for (task, confidence) in [
+            ("team, follow-ups stay in the queue of their issue", None),
+            ("the same, team.confidence=0.5", Some("0.5")),
+        ] {
+            let rules = Rules::from_config(confidence.map(|confidence| ("team.confidence", confidence)))?;
+            let rules = rules.with_team_model(file)?;
+            let mut memory = Map::default();
+            let mut filed: BTreeMap<String, &str> = BTreeMap::new();
+            let (mut right, mut right_once, mut twice, mut unsure) = (0, 0, 0, 0);
+            for mail in &own {
+                let Ok(verdict) = triage_with(&mail.data, mail.time, &rules, &mut memory) else { continue };
+                // The same mail, sent to two teams, is in the data twice, but has one verdict.
+                let id =
+                    Mail::read(&mail.data).map(|mail| String::from_utf8_lossy(mail.fields.message_id).into_owned());
+                let first = *filed.entry(id.unwrap_or_default()).or_insert(&mail.label);
+                if tested.contains(mail.name.as_str()) {
+                    let is_right = verdict.queue == mail.label;
+                    right += usize::from(is_right);
+                    unsure += usize::from(verdict.queue == rules.queue_name(None));
+                    if first == mail.label {
+                        right_once += usize::from(is_right);
+                    } else {
+                        twice += 1;
+                    }
+                }
             }
+            let (all, once) = (share(right, test.len()), share(right_once, test.len() - twice));
+            let unsure = share(unsure, test.len());
+            let (reference, target) = if confidence.is_none() { ("0.912", "accuracy ≥ 0.93") } else { ("", "") };
+            let figure = format!(
+                "accuracy {once:.3}, default queue {unsure:.3}; {all:.3} with {twice} mails that another team has too"
+            );
+            self.row(task, figure, reference, target);
         }
-        let default = share(unsure, test.len());
-        self.row(
-            "team, follow-ups stay in the queue of their issue",
-            format!("accuracy {:.3}, default queue {default:.3}", share(right, test.len())),
-            "0.912",
-            "accuracy ≥ 0.93",
-        );
         eprintln!("{}", alone.table(&labels));
         Ok(())
     }
@@ -324,7 +340,7 @@ fn number_of(labels: &[String], label: &str) -> usize {
 
 fn score(model: &Model<'_>, labels: &[String], test: &[Labelled]) -> Score {
     let guess = |mail: &Labelled| {
-        let guess = Mail::read(&mail.data).map(|mail| model.guess(&Features::of(&mail)));
+        let guess = Mail::read(&mail.data).map(|mail| model.guess(&mail));
         guess.map_or(0, |guess| number_of(labels, guess.label))
     };
     let guesses: Vec<usize> = test.iter().map(guess).collect();
@@ -337,7 +353,7 @@ fn sure(model: &Model<'_>, test: &[Labelled]) -> (usize, usize) {
     let mut sure = (0, 0);
     for mail in test {
         let Ok(read) = Mail::read(&mail.data) else { continue };
-        let guess = model.guess(&Features::of(&read));
+        let guess = model.guess(&read);
         if guess.confidence >= model.threshold() {
             sure.0 += 1;
             sure.1 += usize::from(guess.label == mail.label);

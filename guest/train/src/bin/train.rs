@@ -1,6 +1,5 @@
 //! Learns a model from labelled mails and says how good it is.
 
-use guest::features::Features;
 use guest::mail::Mail;
 use guest::model::Model;
 use std::path::{Path, PathBuf};
@@ -94,14 +93,15 @@ impl Order {
         let examples: Vec<(&[u8], usize)> =
             learned_from.iter().map(|mail| (&mail.data[..], number(&mail.label))).collect();
         let learned = learn(&examples, &labels, self.balanced)?;
-        println!("learned from {} mails, {} labels, cost {}", examples.len(), labels.len(), learned.cost);
+        let pairs = if learned.pairs { ", pairs of words" } else { "" };
+        println!("learned from {} mails, {} labels, cost {}{pairs}", examples.len(), labels.len(), learned.cost);
         let validated = &learned.validated;
         println!("cross-validation: accuracy {:.3}, macro-F1 {:.3}", validated.accuracy(), validated.macro_f1());
         let model = Model::read(&learned.model)?;
         if !kept.is_empty() {
             let guess = |mail: &Labelled| {
                 let mail = Mail::read(&mail.data).ok()?;
-                Some(model.guess(&Features::of(&mail)))
+                Some(model.guess(&mail))
             };
             let guesses: Vec<_> = kept.iter().map(guess).collect();
             let sure = guesses.iter().flatten().filter(|guess| guess.confidence >= model.threshold()).count();
