@@ -366,13 +366,12 @@ fn sure(model: &Model<'_>, test: &[Labelled]) -> (usize, usize) {
 fn without_list_sender(mail: &Labelled) -> Labelled {
     let is_lists = Mail::read(&mail.data).is_ok_and(|read| {
         let sender = read.sender().map(<[u8]>::to_ascii_lowercase);
-        let lists = read.header("List-Post").chain(read.header("List-Id")).any(|list| {
+        read.header("List-Post").chain(read.header("List-Id")).any(|list| {
             let list = list.to_ascii_lowercase();
             let address = sender.as_deref().unwrap_or_default();
             let local = address.split(|&byte| byte == b'@').next().unwrap_or_default();
             !local.is_empty() && (contains(&list, address) || contains(&list, &[local, b"."].concat()))
-        });
-        lists
+        })
     });
     if !is_lists {
         return mail.clone();

@@ -58,7 +58,7 @@ async fn main() -> Result<()> {
     }
     let handler = match component {
         Some(file) => Handler::Component(Guest::load(&file)?),
-        None if native => Handler::Native(Rules::defaults()),
+        None if native => Handler::Native(Box::new(Rules::defaults())),
         None => bail!("give --component FILE or --native"),
     };
     let client = async_nats::connect(server.context("give --server URL")?).await.context("connect to NATS")?;
@@ -165,7 +165,7 @@ fn as_json(priority: &str, issue: Value, queue: &str, reasons: &[String]) -> Val
 }
 
 enum Handler {
-    Native(Rules),
+    Native(Box<Rules>),
     Component(Guest),
 }
 
