@@ -6,7 +6,7 @@
 //! |---|---|
 //! | `sh` | runs it with bash, all blocks of a page in order in one shell; `cargo xtask …`, which runs this test, is left out |
 //! | `text` | right after an `sh` block: each of its lines is in that block's output, with `…` for what varies |
-//! | `rust`, `toml` | writes it to the file that its first line names |
+//! | `rust`, `toml`, `yaml` | writes it to the file that its first line names; `yaml` without one is for other tests |
 //! | `json` | takes it for a verdict and validates it |
 //! | `console`, `mermaid` | nothing: what cannot run here, pictures |
 //!
@@ -24,7 +24,7 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::net::TcpListener;
 use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -37,6 +37,9 @@ pub struct Page {
     pub blocks: Vec<Block>,
     /// All that is not in a fenced block.
     pub prose: String,
+    /// What its commands find in the copy of the repository beside what pages need anyway: the file or folder, its
+    /// place.
+    pub links: Vec<(PathBuf, &'static str)>,
 }
 
 /// A fenced block.
@@ -82,7 +85,19 @@ impl Page {
             }
         }
         ensure!(open.is_none(), "{path}: a fenced block does not end");
-        Ok(Self { path: path.to_owned(), blocks, prose })
+        Ok(Self { path: path.to_owned(), blocks, prose, links: Vec::new() })
+    }
+
+    /// Lets all blocks have `new` where they have `old`.
+    ///
+    /// # Errors
+    /// When none has it.
+    pub fn replace(&mut self, old: &str, new: &str) -> Result<()> {
+        ensure!(self.blocks.iter().any(|block| block.text.contains(old)), "{}: no block has {old}", self.path);
+        for block in &mut self.blocks {
+            block.text = block.text.replace(old, new);
+        }
+        Ok(())
     }
 
     /// The tables of the section under `heading` and its subsections: the last heading and the rows, without their
@@ -144,6 +159,7 @@ struct Script {
     /// The lines to expect in the output of the block with this number.
     expected: BTreeMap<usize, Vec<String>>,
     folder: tempfile::TempDir,
+    links: Vec<(PathBuf, &'static str)>,
 }
 
 /// Where a node keeps compiled components; pages mean a folder of their own by it here.
@@ -196,17 +212,18 @@ impl Script {
                     let lines = block.text.lines().filter(|line| !line.trim().is_empty()).map(str::to_owned);
                     expected.entry(last.context("output of nothing")?).or_default().extend(lines);
                 }
-                "rust" | "toml" => {
+                "yaml" if block.file().is_err() => {}
+                "rust" | "toml" | "yaml" => {
                     files += 1;
                     let source = folder.path().join(format!("file-{files}"));
                     let block_text = block.text.replace(CACHE, &folder.path().join("cache").to_string_lossy());
                     fs::write(&source, block_text).with_context(|| format!("write {}", source.display()))?;
-                    writeln!(text, "cp '{}' '{}'", source.display(), block.file()?)?;
+                    writeln!(text, "mkdir -p $(dirname '{1}') && cp '{0}' '{1}'", source.display(), block.file()?)?;
                 }
                 _ => {}
             }
         }
-        Ok(Self { page: page.path.clone(), text, expected, folder })
+        Ok(Self { page: page.path.clone(), text, expected, folder, links: page.links.clone() })
     }
 
     async fn run(&self, environment: &[(&str, &str)], deadline: Duration) -> Result<()> {
@@ -225,7 +242,10 @@ impl Script {
         if self.text.contains("target/shim") {
             links.push((tools::shim()?, "target/shim"));
         }
+        links.extend(self.links.iter().cloned());
         for (file, place) in links {
+            let parent = repository.join(place).parent().context("a place in the repository")?.to_owned();
+            fs::create_dir_all(&parent).with_context(|| format!("create {}", parent.display()))?;
             symlink(&file, repository.join(place)).with_context(|| format!("link to {}", file.display()))?;
         }
         let folder = if self.page == "docs/guests.md" { self.folder.path() } else { &repository };
@@ -248,6 +268,9 @@ impl Script {
         let mut executables = vec![tools::host()?, tools::nats_server()?];
         if self.text.contains("wasmtime") {
             executables.push(tools::wasmtime()?);
+        }
+        if self.text.contains("kubectl") {
+            executables.push(tools::kubectl()?);
         }
         let mut path = vec![repository.join("target/release")];
         path.extend(executables.iter().filter_map(|executable| executable.parent()).map(Path::to_owned));
@@ -311,9 +334,12 @@ pub fn matches(expected: &str, line: &str) -> bool {
     rest.ends_with(last)
 }
 
-/// `127.0.0.1:PORT` that nobody listens on. A page may take seconds before it does, so the port is one that the system
+/// `127.0.0.1:PORT` that nobody listens on. A program may take seconds before it does, so the port is one that the system
 /// gives to nobody who just wants any.
-fn free_port() -> Result<String> {
+///
+/// # Errors
+/// When there is none to be found.
+pub fn free_port() -> Result<String> {
     for _ in 0..100 {
         let port = 20_000 + RandomState::new().hash_one(()) % 12_000;
         let address = format!("127.0.0.1:{port}");

@@ -81,6 +81,29 @@ pub fn kubectl() -> Result<PathBuf> {
         .context("kubectl is missing; run `cargo xtask test`, which fetches it")
 }
 
+/// The folder with the programs of a Kubernetes: `MAILROOM_TEST_KUBERNETES`, which `cargo xtask test-kubernetes` sets.
+///
+/// # Errors
+/// When it is not set, or one of them is missing.
+pub fn kubernetes() -> Result<PathBuf> {
+    let kubelet = given_or("MAILROOM_TEST_KUBERNETES", [])?.map(|folder| folder.join("kubelet"));
+    let kubelet = kubelet.filter(|kubelet| kubelet.is_file());
+    let folder = kubelet.and_then(|kubelet| kubelet.parent().map(Path::to_owned));
+    folder.context("there is no Kubernetes; run `cargo xtask test-kubernetes`, which builds it")
+}
+
+/// The `etcd` executable: `MAILROOM_TEST_ETCD`, `PATH`, or what `cargo xtask` fetched.
+///
+/// # Errors
+/// When there is none.
+pub fn etcd() -> Result<PathBuf> {
+    let fetched = target().join("tools/etcd/usr/bin");
+    let path = env::var_os("PATH").unwrap_or_default();
+    let folders = env::split_paths(&path).chain([fetched]);
+    given_or("MAILROOM_TEST_ETCD", folders.map(|folder| folder.join("etcd")))?
+        .context("etcd is missing; run `cargo xtask test-kubernetes`, which fetches it")
+}
+
 /// The folder with Python's kubernetes-validate and what it imports: `MAILROOM_TEST_KUBERNETES_VALIDATE`, or what
 /// `cargo xtask` fetched.
 ///

@@ -140,7 +140,9 @@ struct Share {
 /// ignored elsewhere, since they need systemd.
 fn shares(tests: &Path, filters: &[OsString]) -> Result<Vec<Share>> {
     let list = |args: &[&str]| -> Result<Vec<String>> {
-        let names = step::output(Command::new(tests).args(["--list", "--format=terse"]).args(args).args(filters))?;
+        let names = step::output(
+            Command::new(tests).args(["--list", "--format=terse", "--skip", node::KUBERNETES]).args(args).args(filters),
+        )?;
         Ok(names.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
     };
     let with_systemd = list(&["--ignored"])?;

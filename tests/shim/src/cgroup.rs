@@ -22,6 +22,8 @@ pub enum Driver {
     Cgroupfs,
     /// systemd for them: `/NAME.slice/NAME-burstable.slice/NAME-burstable-podUID.slice/cri-containerd-CONTAINER.scope`.
     Systemd,
+    /// A real kubelet: `/NAME/kubepods/burstable/podUID/CONTAINER`. Pods are not made here then.
+    Kubelet,
 }
 
 #[derive(Debug)]
@@ -55,7 +57,7 @@ impl Cgroups {
     /// When no cgroups are mounted, or systemd does not run.
     pub fn new(name: &str, driver: Driver) -> Result<Self> {
         ensure!(
-            driver == Driver::Cgroupfs || Path::new(UNITS).is_dir(),
+            driver != Driver::Systemd || Path::new(UNITS).is_dir(),
             "systemd is not this machine's init; `cargo xtask test-cgroup2` makes one where it is"
         );
         let mounts = fs::read_to_string("/proc/self/mounts").context("read the mounts")?;
@@ -81,7 +83,7 @@ impl Cgroups {
     /// The first part of all their paths.
     pub fn first(&self) -> String {
         match self.driver {
-            Driver::Cgroupfs => self.name.clone(),
+            Driver::Cgroupfs | Driver::Kubelet => self.name.clone(),
             Driver::Systemd => format!("{}.slice", self.name),
         }
     }
@@ -95,13 +97,14 @@ impl Cgroups {
         match self.driver {
             Driver::Cgroupfs => format!("/{}", self.name),
             Driver::Systemd => format!("/{0}.slice/{0}-burstable.slice", self.name),
+            Driver::Kubelet => format!("/{}/kubepods/burstable", self.name),
         }
     }
 
     /// The last part of the path of a pod's.
     fn pod(&self, uid: &str) -> String {
         match self.driver {
-            Driver::Cgroupfs => format!("pod{uid}"),
+            Driver::Cgroupfs | Driver::Kubelet => format!("pod{uid}"),
             Driver::Systemd => format!("{}-burstable-pod{}.slice", self.name, uid.replace('-', "_")),
         }
     }
@@ -114,6 +117,7 @@ impl Cgroups {
         match self.driver {
             Driver::Cgroupfs => self.make_folders(&self.pod(uid), limits)?,
             Driver::Systemd => start_slice(&self.pod(uid), limits)?,
+            Driver::Kubelet => bail!("the kubelet makes the cgroups of pods"),
         }
         Ok(self.path_of_pod(uid))
     }
@@ -175,13 +179,46 @@ impl Cgroups {
         path.map(str::to_owned).with_context(|| format!("process {pid} has no cgroup of {controller}"))
     }
 
-    /// The cgroups that are left below those of pods.
+    /// Makes the cgroup that all others of the node are in, which a kubelet wants to find.
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    pub fn make_first(&self) -> Result<()> {
+        for hierarchy in &self.hierarchies {
+            let first = hierarchy.folder.join(self.first());
+            fs::create_dir_all(&first).with_context(|| format!("make the cgroup {}", first.display()))?;
+            if self.version_2() {
+                hand_down(&hierarchy.folder)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The cgroups that are left below those of pods, or, where a kubelet removes those too, the pods' themselves.
     pub fn of_containers(&self) -> Vec<PathBuf> {
+        if self.driver == Driver::Kubelet {
+            return self.hierarchies.iter().flat_map(|hierarchy| self.left_by_kubelet(hierarchy)).collect();
+        }
         let mut found = Vec::new();
         for top in self.tops() {
             found.extend(folders(&top).iter().flat_map(|pod| folders(pod)));
         }
         found
+    }
+
+    /// The cgroups of pods in a hierarchy. Beside version 1 a kubelet does not know of version 2, so those that the OCI
+    /// runtime makes there stay; what counts is what is in them.
+    fn left_by_kubelet(&self, hierarchy: &Hierarchy) -> Vec<PathBuf> {
+        let all = hierarchy.folder.join(self.first()).join("kubepods");
+        let classes = folders(&all).into_iter().chain([all]);
+        let is_pod =
+            |folder: &PathBuf| folder.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"pod"));
+        let pods = classes.flat_map(|class| folders(&class)).filter(is_pod);
+        if hierarchy.controllers.is_empty() && !self.version_2() {
+            pods.flat_map(|pod| folders(&pod)).collect()
+        } else {
+            pods.collect()
+        }
     }
 
     /// Removes the cgroup of a pod, which must have no containers.
@@ -195,7 +232,7 @@ impl Cgroups {
                 continue;
             }
             match self.driver {
-                Driver::Cgroupfs => {
+                Driver::Cgroupfs | Driver::Kubelet => {
                     fs::remove_dir(&pod).with_context(|| format!("remove the cgroup {}", pod.display()))?;
                 }
                 Driver::Systemd => {

@@ -37,6 +37,12 @@ impl Image {
         }
     }
 
+    /// Calls it otherwise.
+    #[must_use]
+    pub fn named(self, name: &str) -> Self {
+        Self { name: name.to_owned(), ..self }
+    }
+
     /// Adds an executable file.
     #[must_use]
     pub fn file(mut self, path: &str, content: impl Into<Vec<u8>>) -> Self {

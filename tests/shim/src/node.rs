@@ -48,6 +48,10 @@ const HANDLERS: [(&str, &str, &str); 5] = [
     ("mailroom-limits", "", "base_runtime_spec = \"limits.json\"\n"),
 ];
 
+/// Runs containerd as an init does for services: restarts it for whoever asks. The first argument is a FIFO, the others
+/// are the command.
+const SUPERVISOR: &str = "while :; do \"$@\" & read -r _ < \"$0\"; kill $!; wait $!; done";
+
 /// A containerd is there in a third of a second; a machine that compiles beside it is slow.
 const START_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -72,6 +76,16 @@ pub struct Node {
     sockets: Mutex<BTreeSet<PathBuf>>,
     /// A mount that this machine has and the node has not.
     hidden: Option<&'static Path>,
+    shim: Shim,
+}
+
+/// Whether a node has our shim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shim {
+    /// containerd knows it.
+    Placed,
+    /// Nothing of it is there. There is a folder for it, [`Node::bin`], and [`Node::restart`] restarts containerd.
+    Absent,
 }
 
 impl Node {
@@ -101,7 +115,21 @@ impl Node {
         Self::start_with(Driver::Cgroupfs, beside.exists().then_some(beside)).await
     }
 
+    /// As [`Node::start`], but for a real kubelet, which makes the cgroups.
+    ///
+    /// # Errors
+    /// As [`Node::start`].
+    pub(crate) async fn start_for_kubelet(shim: Shim) -> Result<Self> {
+        let node = Self::start_as(Driver::Kubelet, None, shim).await?;
+        node.cgroups.make_first()?;
+        Ok(node)
+    }
+
     async fn start_with(driver: Driver, hidden: Option<&'static Path>) -> Result<Self> {
+        Self::start_as(driver, hidden, Shim::Placed).await
+    }
+
+    async fn start_as(driver: Driver, hidden: Option<&'static Path>, shim: Shim) -> Result<Self> {
         ensure!(getuid().is_root(), "only root may start containers; run the tests of the shim as root");
         tools::installed("runc", "runc")?;
         tools::installed("crun", "crun")?;
@@ -117,7 +145,7 @@ impl Node {
         let cgroups = Cgroups::new(&name, driver)?;
         let bridge = Bridge::new()?;
         let sockets = Mutex::default();
-        let node = Self { containerd: Mutex::new(None), channel, cgroups, bridge, sockets, hidden, folder };
+        let node = Self { containerd: Mutex::new(None), channel, cgroups, bridge, sockets, hidden, shim, folder };
         node.configure().await?;
         node.start_containerd().await?;
         let sidecar = fs::read(tools::sidecar()?).context("read the sidecar")?;
@@ -135,6 +163,26 @@ impl Node {
     /// Where our shim keeps compiled components.
     pub fn cache(&self) -> PathBuf {
         self.folder().join("compiled")
+    }
+
+    /// A folder on containerd's path where there is no shim yet.
+    pub fn bin(&self) -> PathBuf {
+        self.folder().join("bin")
+    }
+
+    /// A program that restarts containerd where there is no shim yet.
+    pub fn restart(&self) -> PathBuf {
+        self.folder().join("restart-containerd")
+    }
+
+    /// containerd's configuration.
+    pub fn configuration(&self) -> PathBuf {
+        self.folder().join("config.toml")
+    }
+
+    /// The options of our shim for the handler [`MAILROOM`].
+    pub fn options(&self) -> PathBuf {
+        self.folder().join(format!("{MAILROOM}.toml"))
     }
 
     /// The address of this machine that every pod reaches, with its own network or not.
@@ -243,7 +291,17 @@ impl Node {
 
     /// Ends containerd at once, as a crash would; its pods go on.
     pub fn kill_containerd(&self) {
+        // It has the pipes of whoever supervises it, and they are read until their end.
+        if self.shim == Shim::Absent {
+            for process in self.processes().iter().filter(|process| self.is_containerd(process)) {
+                kill(process.pid);
+            }
+        }
         *self.containerd() = None;
+    }
+
+    fn is_containerd(&self, process: &leftovers::Found) -> bool {
+        process.command.contains(&format!("containerd --config {}", self.configuration().display()))
     }
 
     /// Starts containerd, for the first time or again, and waits until it answers.
@@ -254,6 +312,11 @@ impl Node {
         self.kill_containerd();
         let containerd = tools::installed("containerd", "containerd")?;
         let mut command = match self.hidden {
+            None if self.shim == Shim::Absent => {
+                let mut command = Command::new("sh");
+                command.args(["-c", SUPERVISOR]).arg(self.requests()).arg(containerd);
+                command
+            }
             None => Command::new(containerd),
             Some(hidden) => {
                 let mut command = Command::new(tools::installed("unshare", "util-linux")?);
@@ -262,10 +325,11 @@ impl Node {
                 command
             }
         };
-        command.arg("--config").arg(self.folder().join("config.toml"));
+        command.arg("--config").arg(self.configuration());
         // The shim is found on containerd's path.
         let path = std::env::var_os("PATH").unwrap_or_default();
-        let path = [tools::shim()?].into_iter().chain(std::env::split_paths(&path)).chain(["/usr/sbin".into()]);
+        let shim = if self.shim == Shim::Placed { tools::shim()? } else { self.bin() };
+        let path = [shim].into_iter().chain(std::env::split_paths(&path)).chain(["/usr/sbin".into()]);
         command.env("PATH", std::env::join_paths(path)?).env("CONTAINERD_SECRET", "for no pod to see");
         *self.containerd() = Some(Process::spawn("containerd", command)?);
         let answers = async || {
@@ -330,9 +394,17 @@ impl Node {
 
     /// What there is now of pods, in words.
     pub fn left(&self) -> Vec<String> {
+        self.left_beside(&[])
+    }
+
+    /// The same, without the processes `others`, which are not of pods.
+    pub(crate) fn left_beside(&self, others: &[u32]) -> Vec<String> {
         let own = self.containerd().as_ref().map(Process::id);
         let mut left = Vec::new();
-        let processes = self.processes().into_iter().filter(|process| Some(process.pid) != own);
+        let is_own = |process: &leftovers::Found| {
+            Some(process.pid) == own || others.contains(&process.pid) || self.is_containerd(process)
+        };
+        let processes = self.processes().into_iter().filter(|process| !is_own(process));
         left.extend(processes.map(|process| format!("process {}: {}", process.pid, process.command)));
         left.extend(self.mounts().iter().map(|mount| format!("mount {}", mount.display())));
         let cgroups = self.cgroups.of_containers();
@@ -371,6 +443,11 @@ impl Node {
         self.containerd.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A FIFO: who opens it to write has containerd restarted.
+    fn requests(&self) -> PathBuf {
+        self.folder().join("requests")
+    }
+
     /// Where containerd listens.
     pub fn socket(&self) -> PathBuf {
         self.folder().join("containerd.sock")
@@ -405,10 +482,20 @@ impl Node {
         let mut spec: Value = serde_json::from_str(&spec).context("read containerd's default specification")?;
         spec["process"]["rlimits"] = json!([{ "type": "RLIMIT_NOFILE", "soft": 1234, "hard": 2345 }]);
         write("limits.json", &spec.to_string())?;
+        if self.shim == Shim::Absent {
+            fs::create_dir(self.bin()).context("make a folder for the shim")?;
+            rustix::fs::mkfifoat(rustix::fs::CWD, self.requests(), 0o600.into()).context("make a FIFO")?;
+            write("restart-containerd", &format!("#!/bin/sh\necho restart > {}\n", self.requests().display()))?;
+            let everyone = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+            fs::set_permissions(self.restart(), everyone).context("make it executable")?;
+        }
         let mut runtimes = String::new();
         for (handler, options, table) in HANDLERS {
             let file = format!("{handler}.toml");
             write(&file, &format!("Cache = {:?}\n{options}", self.cache()))?;
+            if self.shim == Shim::Absent {
+                continue;
+            }
             let file = folder.join(file);
             let table = table.replace("limits.json", &folder.join("limits.json").to_string_lossy());
             runtimes += &format!(
@@ -468,10 +555,7 @@ impl Drop for Node {
             if left.is_empty() {
                 break;
             }
-            for pid in left.iter().filter_map(|process| Pid::from_raw(process.pid.cast_signed())) {
-                // Fails only for one that is gone.
-                _ = kill_process(pid, Signal::KILL);
-            }
+            left.iter().for_each(|process| kill(process.pid));
             std::thread::sleep(Duration::from_millis(20));
         }
         for mount in self.mounts() {
@@ -482,4 +566,9 @@ impl Drop for Node {
             _ = fs::remove_file(socket);
         }
     }
+}
+
+fn kill(pid: u32) {
+    // Fails only for one that is gone.
+    _ = Pid::from_raw(pid.cast_signed()).map(|pid| kill_process(pid, Signal::KILL));
 }

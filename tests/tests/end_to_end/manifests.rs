@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
 use tests::bed::SOON;
-use tests::page::Page;
+use tests::page::{Block, Page};
 use tests::prelude::*;
 
 /// Versions of Kubernetes whose schemas the manifests are checked against: the oldest that has all that they use, and
@@ -13,7 +13,7 @@ use tests::prelude::*;
 const KUBERNETES: [&str; 3] = ["1.25", "1.30", "1.35"];
 
 /// What is optional.
-const COMPONENTS: [&str; 4] = ["credentials", "disruption", "keda", "monitoring"];
+const COMPONENTS: [&str; 5] = ["credentials", "disruption", "keda", "monitoring", "node"];
 
 /// Kinds that are not Kubernetes' own, which its schemas do not have.
 const OTHERS: [&str; 3] = ["ScaledObject", "PodMonitor", "PrometheusRule"];
@@ -41,10 +41,16 @@ async fn kustomize(folder: &Path) -> Result<String> {
 
 /// What the example of the page renders to.
 async fn of_the_page() -> Result<String> {
+    example("mail/kustomization.yaml").await
+}
+
+/// What that of the file `name` renders to.
+async fn example(name: &str) -> Result<String> {
     let page = Page::read("docs/kubernetes.md")?;
-    let example = page.blocks.iter().find(|block| block.tag == "yaml").context("an example")?;
+    let of_name = |block: &&Block| block.tag == "yaml" && block.file().is_ok_and(|file| file == name);
+    let example = page.blocks.iter().find(of_name).with_context(|| format!("an example {name}"))?;
     let folder = tempfile::tempdir_in(deploy())?;
-    fs::write(folder.path().join("kustomization.yaml"), example.text.replace("shim/deploy/", "../"))?;
+    fs::write(folder.path().join("kustomization.yaml"), example.text.replace("../shim/deploy/", "../"))?;
     kustomize(folder.path()).await
 }
 
@@ -70,6 +76,7 @@ fn of_kind<'a>(objects: &'a [Value], kind: &str) -> Result<&'a Value> {
 async fn manifests_are_what_kubernetes_knows() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let mut all = vec![("the example".to_owned(), of_the_page().await?)];
+    all.push(("the nodes' part".to_owned(), example("node/kustomization.yaml").await?));
     for components in COMPONENTS.chunks(1).chain([&[][..], &COMPONENTS[..]]) {
         all.push((format!("{components:?}"), rendered(components).await?));
     }
@@ -184,6 +191,30 @@ async fn objects_fit_together() -> Result<()> {
     for variable in settings.keys().cloned().chain(variables) {
         ensure!(flags.iter().any(|flag| flag.variable == variable), "the host knows no {variable}");
     }
+    Ok(())
+}
+
+/// What writes to nodes is apart, may enter their root and nothing else, and goes to the nodes that pods go to.
+#[tokio::test]
+async fn the_installer_has_one_capability() -> Result<()> {
+    let objects = objects(&example("node/kustomization.yaml").await?).await?;
+    let set = of_kind(&objects, "DaemonSet")?;
+    ensure!(set["metadata"]["namespace"] == of_kind(&objects, "Namespace")?["metadata"]["name"]);
+    let pod = &set["spec"]["template"]["spec"];
+    ensure!(pod["automountServiceAccountToken"] == false && pod["enableServiceLinks"] == false, "{pod}");
+    for absent in ["hostNetwork", "hostPID", "hostIPC"] {
+        ensure!(pod.get(absent).is_none(), "{absent}");
+    }
+    for container in [&pod["initContainers"][0], &pod["containers"][0]] {
+        let security = json!({
+            "allowPrivilegeEscalation": false,
+            "readOnlyRootFilesystem": true,
+            "capabilities": { "drop": ["ALL"], "add": ["SYS_CHROOT"] },
+        });
+        ensure!(container["securityContext"] == security, "{container}");
+    }
+    let rendered = self::objects(&rendered(&["node"]).await?).await?;
+    ensure!(of_kind(&rendered, "RuntimeClass")?["scheduling"]["nodeSelector"] == pod["nodeSelector"], "other nodes");
     Ok(())
 }
 

@@ -1,10 +1,9 @@
-//! Images as `host image` makes them, and the page that says how they come to run.
+//! Images as `host image` makes them.
 
 use crate::site::{make_image, running};
 use shim_tests::prelude::*;
 use std::fs;
 use tests::ImageLayout;
-use tests::page::Page;
 
 /// Most bytes that the image of the host may have; it is a program with a library for WebAssembly in it.
 const HOST_IMAGE_MAX_BYTES: usize = 8 << 20;
@@ -63,16 +62,5 @@ async fn an_image_of_the_host_runs_on_any_node() -> Result<()> {
     let kinds: Vec<_> = files.iter().map(|file| (file.path.as_str(), file.mode)).collect();
     assert_eq!(kinds, [("host", 0o755), ("triage.cwasm", 0o644)]);
     gives_a_verdict(&node, RUNC).await?;
-    node.finish().await
-}
-
-/// What the page for Kubernetes shows runs, from the component to the verdict of a container under the shim.
-#[tokio::test]
-async fn commands_of_the_kubernetes_page_run() -> Result<()> {
-    let node = Node::start().await?;
-    let server = NatsServer::start().await?;
-    let socket = node.socket();
-    let environment = [("MAILROOM_SERVER", server.url()), ("CONTAINERD_ADDRESS", &*socket.to_string_lossy())];
-    Page::read("docs/kubernetes.md")?.run(&environment, Duration::from_secs(120)).await?;
     node.finish().await
 }

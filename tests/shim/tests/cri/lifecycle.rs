@@ -13,6 +13,7 @@ async fn the_executables_of_a_node_name_their_version() -> Result<()> {
     for (file, name) in [
         ("containerd-shim-mailroom-v1", "containerd-shim-mailroom-v1"),
         ("mailroom-compiler", "mailroom-compiler"),
+        ("mailroom-node", "mailroom-node"),
         ("mailroom-host", "host"),
     ] {
         let version = command::version(&folder.join(file), name).await?;
