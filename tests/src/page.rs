@@ -238,6 +238,7 @@ impl Script {
             (root.join("tests"), "tests"),
             (components.to_owned(), "target/components"),
             (tools::host()?, "target/release/host"),
+            (tools::host()?.with_file_name("train"), "target/release/train"),
         ];
         if self.text.contains("target/shim") {
             links.push((tools::shim()?, "target/shim"));
