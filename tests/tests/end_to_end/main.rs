@@ -24,3 +24,4 @@ mod replacement;
 mod serve;
 mod startup;
 mod steady;
+mod triage;
