@@ -10,7 +10,7 @@ fn mail(thread: usize, number: usize) -> String {
     let date = format!("Date: Mon, 2 Mar 2026 {:02}:{:02}:00 +0000", 8 + number, thread % 60);
     let (from, to) = match number {
         0 => ("ann@example.org", "desk@example.com"),
-        _ if number % 2 == 0 => ("ann@example.org", "help@example.com"),
+        _ if number.is_multiple_of(2) => ("ann@example.org", "help@example.com"),
         _ => ("help@example.com", "ann@example.org"),
     };
     let subject = format!("{}Printer {thread} jams", if number == 0 { "" } else { "Re: " });
