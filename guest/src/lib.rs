@@ -8,12 +8,15 @@
 //! assert_eq!((verdict.priority, verdict.queue.as_str()), (Priority::Urgent, "operations"));
 //! ```
 //!
-//! The same bytes and rules always give the same verdict: no clock, no randomness, no memory of earlier mails.
-//! Time and memory are bounded, whatever the mail: header fields are looked at once, attachments are never
+//! [`triage`] looks at the mail alone: the same bytes and rules always give the same verdict, without clock or randomness.
+//! [`triage_with`] knows earlier mails from a [`memory::Memory`] as well, and gives a mail that comes again what it gave it
+//! before. Time and memory are bounded, whatever the mail: header fields are looked at once, attachments are never
 //! decoded, and at most [`mail::TEXT_MAX_BYTES`] of text are read.
 //!
 //! Reading order: [`mail`] (what is read from the bytes), [`words`] (how words are found in it), [`rules`] (which
-//! words, and the configuration), then one module for each decision: [`priority`], [`issue`], [`queue`].
+//! words, and the configuration), then one module for each decision: [`priority`] (with [`heat`]), [`issue`] (with
+//! [`thread`], [`keys`], [`subject`], [`likeness`]), [`queue`] (with [`routes`]). What was learned from sorted mails is in
+//! [`model`], of the [`features`] of a mail.
 
 pub mod mail;
 pub mod words;

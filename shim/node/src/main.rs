@@ -49,11 +49,11 @@ struct Site {
     #[arg(long, value_name = "FILE", env = "MAILROOM_NODE_CONFIG")]
     config: Option<PathBuf>,
 
-    /// A file with options for the runtime, a node's
+    /// A file on the node with options for the shim, which containerd hands to it
     #[arg(long, value_name = "FILE", env = "MAILROOM_NODE_OPTIONS")]
     options: Option<String>,
 
-    /// What restarts containerd, for the node's shell-less exec: words with blanks between
+    /// The command that restarts containerd, run on the node without a shell: words with blanks between
     /// [default: systemctl restart containerd, or k3s, or k3s-agent]
     #[arg(long, value_name = "COMMAND", env = "MAILROOM_NODE_RESTART")]
     restart: Option<String>,
