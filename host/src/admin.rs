@@ -7,7 +7,7 @@ use hyper::body::{Bytes, Incoming};
 use hyper::header::CONTENT_TYPE;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use prometheus::core::Collector as _;
+use prometheus::core::Collector;
 use prometheus::local::LocalHistogram;
 use prometheus::{
     Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
@@ -21,7 +21,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 
 /// Upper bounds of the histograms' buckets, in seconds: 10 µs to 60 s.
-const BUCKETS: &[f64] = &[
+pub(crate) const BUCKETS: &[f64] = &[
     1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 2e-1, 5e-1, 1.0, 2.0, 5.0, 10.0,
     30.0, 60.0,
 ];
@@ -149,6 +149,14 @@ impl Metrics {
             component: Arc::new(component),
             registry,
         })
+    }
+
+    /// Adds further metrics.
+    ///
+    /// # Errors
+    /// There are others with the same name.
+    pub fn add(&self, others: impl IntoIterator<Item = Box<dyn Collector>>) -> Result<()> {
+        others.into_iter().try_for_each(|other| Ok(self.registry.register(other)?))
     }
 
     /// Counts a message that left its stream without having come to a shard.

@@ -1,7 +1,7 @@
 //! `host run`: from the command line to the loop and back. The loop's part of it is any handler's.
 
 use crate::admin::{Admin, Condition, Health, Metrics};
-use crate::capabilities::{Configuration, Grants, KeyValue, NatsBucket};
+use crate::capabilities::{Configuration, Grants, HttpArgs, KeyValue, NatsBucket, Usage};
 use crate::cli::{counted, runtime};
 use crate::component::{CacheArgs, Pin};
 use crate::dev::DevServer;
@@ -42,7 +42,7 @@ const STOP_MAX: Duration = Duration::from_secs(20);
 /// Longest wait for an answer of JetStream's at start.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What the guest asks of the server takes at most one part in so many of its deadline: it hears what went wrong.
+/// What the guest asks of NATS, or of a server, takes at most one part in so many of its deadline: it hears what went wrong.
 const GUEST_PART: u32 = 2;
 
 /// What the operator tells the guest.
@@ -79,6 +79,9 @@ struct GrantArgs {
     /// process's `memory`, or `none`
     #[arg(long, value_name = "STORE", env = "MAILROOM_KEYVALUE", default_value = "none")]
     keyvalue: KeyValue,
+
+    #[command(flatten)]
+    http: HttpArgs,
 }
 
 /// Arguments that bound what a guest may use, shared by the commands that run one.
@@ -127,8 +130,13 @@ impl GuestArgs {
             output_max_bytes: usize::try_from(output).context("--output-max")?,
             host_calls_max: self.host_calls_max,
         };
-        let GrantArgs { configuration, keyvalue } = &self.grants;
-        let grants = Grants { configuration: configuration.resolve()?, keyvalue: keyvalue.clone() };
+        let GrantArgs { configuration, keyvalue, http } = &self.grants;
+        let grants = Grants {
+            configuration: configuration.resolve()?,
+            keyvalue: keyvalue.clone(),
+            http: http.resolve(self.deadline / GUEST_PART)?,
+            usage: Usage::default(),
+        };
         Ok((Arc::new(grants), limits))
     }
 }
@@ -286,7 +294,7 @@ impl RunArgs {
         let source = Source { path: self.component, cache: self.cache, pin: self.component_digest };
         let watching = self.watch.then(|| Watching::new(&source.path));
         let loaded = source.cache.load(&engine, &source.path, source.pin.as_ref())?;
-        let guest = Arc::new(Guest::new(&engine, loaded, grants, limits)?);
+        let guest = Arc::new(Guest::new(&engine, loaded, grants.clone(), limits)?);
         runtime.block_on(guest.try_out())?;
 
         let server = self.dev.then(|| DevServer::start(self.nats_server.as_deref())).transpose()?;
@@ -300,6 +308,7 @@ impl RunArgs {
         }
         let current = Current::new(guest);
         let metrics = metrics(&current, config.slots)?;
+        metrics.add(grants.metrics())?;
         let replacing = Replacing::new(source, current.clone(), metrics.clone(), hangups, watching);
         runtime.spawn(replacing.run());
         runtime.block_on(serve(config, current, metrics, &mut signals))?;

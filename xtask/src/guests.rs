@@ -39,12 +39,13 @@ const PAGE_BYTES: u64 = 64 * 1024;
 /// The two faces of the triage are core modules without WASI, which the host's `compile` command wraps: a plain
 /// `wasmtime serve` refuses the `wasi:cli/environment` that the standard library would import. The ordinary triage and
 /// the guests for the tests are components as the compiler leaves them, like most people's; the former is there to be measured.
-const GUESTS: [Guest; 6] = [
+const GUESTS: [Guest; 7] = [
     Guest { name: "triage", package: "triage", target: CORE, rustflags: LEAN, features: "" },
     Guest { name: "triage-memory", package: "triage", target: CORE, rustflags: LEAN, features: "memory" },
     Guest { name: "triage-http", package: "triage-http", target: CORE, rustflags: LEAN, features: "" },
     Guest { name: "triage-ordinary", package: "triage", target: WASIP2, rustflags: SIMD, features: "" },
     Guest { name: "actor", package: "actor", target: WASIP2, rustflags: "", features: "" },
+    Guest { name: "caller", package: "actor", target: WASIP2, rustflags: "", features: "http" },
     Guest { name: "keeper", package: "keeper", target: WASIP2, rustflags: "", features: "" },
 ];
 

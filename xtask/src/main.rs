@@ -43,6 +43,7 @@ Commands:
                           TARGET/components/triage-http.wasm  the same behind HTTP, for `wasmtime serve`
                           TARGET/components/triage-ordinary.wasm  the same as compilers make it, to be measured
                           TARGET/components/actor.wasm        a guest for the tests, does what the mail says
+                          TARGET/components/caller.wasm       the same, asks servers over HTTP too
                           TARGET/components/keeper.wasm       another, does it with what guests share
                           TARGET/shim/                        the executables of a Kubernetes node
                         MAILROOM_TEAM_MODEL and MAILROOM_PRIORITY_MODEL, where set, name models that are put into the

@@ -4,7 +4,7 @@
 //! There is one bucket for all guests of a host. What goes wrong with it the guest is told as an error, and decides: most
 //! will ask for another delivery. Nothing is cached, so that an instance reads what any other, on any host, wrote before.
 
-use super::State;
+use super::{Grants, State};
 use crate::interface::claims;
 use crate::interface::wasi::keyvalue::store::{Error, KeyResponse};
 use crate::interface::wasi::keyvalue::{atomics, batch, store};
@@ -377,23 +377,28 @@ impl store::Host for State {
 
 impl store::HostBucket for State {
     async fn get(&mut self, _: Resource<Bucket>, key: String) -> Result<Option<Vec<u8>>, Error> {
-        Ok(self.grants.keyvalue.get(&key).await?.map(Vec::from))
+        let Grants { keyvalue, usage, .. } = &*self.grants;
+        Ok(usage.keyvalue("get", keyvalue.get(&key)).await?.map(Vec::from))
     }
 
     async fn set(&mut self, _: Resource<Bucket>, key: String, value: Vec<u8>) -> Result<(), Error> {
-        self.grants.keyvalue.set(&key, value.into()).await
+        let Grants { keyvalue, usage, .. } = &*self.grants;
+        usage.keyvalue("set", keyvalue.set(&key, value.into())).await
     }
 
     async fn delete(&mut self, _: Resource<Bucket>, key: String) -> Result<(), Error> {
-        self.grants.keyvalue.delete(&key).await
+        let Grants { keyvalue, usage, .. } = &*self.grants;
+        usage.keyvalue("delete", keyvalue.delete(&key)).await
     }
 
     async fn exists(&mut self, _: Resource<Bucket>, key: String) -> Result<bool, Error> {
-        Ok(self.grants.keyvalue.get(&key).await?.is_some())
+        let Grants { keyvalue, usage, .. } = &*self.grants;
+        Ok(usage.keyvalue("exists", keyvalue.get(&key)).await?.is_some())
     }
 
     async fn list_keys(&mut self, _: Resource<Bucket>, cursor: Option<u64>) -> Result<KeyResponse, Error> {
-        self.grants.keyvalue.keys(cursor).await
+        let Grants { keyvalue, usage, .. } = &*self.grants;
+        usage.keyvalue("list-keys", keyvalue.keys(cursor)).await
     }
 
     async fn drop(&mut self, _: Resource<Bucket>) -> wasmtime::Result<()> {
@@ -407,26 +412,26 @@ impl batch::Host for State {
         _: Resource<Bucket>,
         keys: Vec<String>,
     ) -> Result<Vec<Option<(String, Vec<u8>)>>, Error> {
-        let keyvalue = &self.grants.keyvalue;
+        let Grants { keyvalue, usage, .. } = &*self.grants;
         let get = async |key: String| {
             let value = keyvalue.get(&key).await?;
             Ok(value.map(|value| (key, value.into())))
         };
-        stream::iter(keys).map(get).buffered(BATCH_WIDTH).try_collect().await
+        usage.keyvalue("get-many", stream::iter(keys).map(get).buffered(BATCH_WIDTH).try_collect()).await
     }
 
     async fn set_many(&mut self, _: Resource<Bucket>, entries: Vec<(String, Vec<u8>)>) -> Result<(), Error> {
-        let keyvalue = &self.grants.keyvalue;
+        let Grants { keyvalue, usage, .. } = &*self.grants;
         let set = async |(key, value): (String, Vec<u8>)| keyvalue.set(&key, value.into()).await;
         // In their order, as far as one after another matters: of a repeated key the last value counts.
         let last: BTreeMap<String, Vec<u8>> = entries.into_iter().collect();
-        stream::iter(last).map(set).buffer_unordered(BATCH_WIDTH).try_collect().await
+        usage.keyvalue("set-many", stream::iter(last).map(set).buffer_unordered(BATCH_WIDTH).try_collect()).await
     }
 
     async fn delete_many(&mut self, _: Resource<Bucket>, keys: Vec<String>) -> Result<(), Error> {
-        let keyvalue = &self.grants.keyvalue;
+        let Grants { keyvalue, usage, .. } = &*self.grants;
         let delete = async |key: String| keyvalue.delete(&key).await;
-        stream::iter(keys).map(delete).buffer_unordered(BATCH_WIDTH).try_collect().await
+        usage.keyvalue("delete-many", stream::iter(keys).map(delete).buffer_unordered(BATCH_WIDTH).try_collect()).await
     }
 }
 
@@ -437,19 +442,21 @@ impl atomics::Host for State {
             let text = std::str::from_utf8(value).ok();
             text.and_then(|text| text.parse::<u64>().ok()).ok_or_else(|| other(format_args!("{key:?} holds no number")))
         };
-        let sum = self.grants.keyvalue.change(&key, |old| {
+        let Grants { keyvalue, usage, .. } = &*self.grants;
+        let sum = keyvalue.change(&key, |old| {
             let old = old.map_or(Ok(0), number)?;
             let sum = old.checked_add(delta).ok_or_else(|| other(format_args!("{key:?} would exceed 64 bits")))?;
             Ok(Some(sum.to_string().into()))
         });
-        number(&sum.await?)
+        number(&usage.keyvalue("increment", sum).await?)
     }
 }
 
 impl claims::Host for State {
     async fn claim(&mut self, _: Resource<Bucket>, key: String, value: Vec<u8>) -> Result<Vec<u8>, Error> {
         let value = Bytes::from(value);
-        let winner = self.grants.keyvalue.change(&key, |old| Ok(old.is_none().then(|| value.clone())));
-        winner.await.map(Vec::from)
+        let Grants { keyvalue, usage, .. } = &*self.grants;
+        let winner = keyvalue.change(&key, |old| Ok(old.is_none().then(|| value.clone())));
+        usage.keyvalue("claim", winner).await.map(Vec::from)
     }
 }

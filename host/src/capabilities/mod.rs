@@ -6,20 +6,26 @@
 //! grants it.
 
 mod config;
+mod http;
 mod keyvalue;
 mod output;
+mod usage;
 
 pub use config::Configuration;
+pub use http::{Http, HttpArgs};
 pub(crate) use keyvalue::NatsBucket;
 pub use keyvalue::{Bucket, KeyValue};
 pub(crate) use output::Output;
+pub use usage::Usage;
 
 use crate::interface::{claims, wasi};
 use anyhow::{Context, Result, bail};
+use prometheus::core::Collector;
 use std::sync::Arc;
 use wasmtime::component::{Component, HasSelf, Linker, ResourceTable};
 use wasmtime::{Engine, ResourceLimiter};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi_http::{WasiHttpCtxView, WasiHttpView};
 
 /// What the operator lets guests have.
 #[derive(Debug, Default)]
@@ -28,13 +34,24 @@ pub struct Grants {
     pub configuration: Configuration,
     /// What they share through `wasi:keyvalue`.
     pub keyvalue: KeyValue,
+    /// Whom they may ask through `wasi:http`.
+    pub http: Http,
+    /// What they did with it.
+    pub usage: Usage,
 }
 
 impl Grants {
+    /// The metrics of what is granted.
+    pub fn metrics(&self) -> impl Iterator<Item = Box<dyn Collector>> {
+        let keyvalue = Flag::KeyValue.is_given(self).then(|| self.usage.of_keyvalue());
+        let http = Flag::Http.is_given(self).then(|| self.usage.of_http());
+        keyvalue.into_iter().chain(http).flatten()
+    }
+
     /// All that can be granted.
     #[cfg(feature = "compile")]
     pub fn all() -> Self {
-        Self { configuration: Configuration::default(), keyvalue: KeyValue::Memory(Arc::default()) }
+        Self { keyvalue: KeyValue::Memory(Arc::default()), http: Http::for_trial(), ..Self::default() }
     }
 }
 
@@ -54,6 +71,8 @@ struct Wasi {
     ctx: WasiCtx,
     table: ResourceTable,
     output: Output,
+    /// Made when the guest first calls into `wasi:http`.
+    http: Option<Box<http::Session>>,
 }
 
 impl State {
@@ -73,18 +92,27 @@ impl State {
     }
 }
 
+impl Wasi {
+    fn new() -> Box<Self> {
+        let output = Output::default();
+        let ctx =
+            WasiCtx::builder().stdout(output.clone()).stderr(output.clone()).max_random_size(RANDOM_MAX_BYTES).build();
+        Box::new(Self { ctx, table: ResourceTable::new(), output, http: None })
+    }
+}
+
 impl WasiView for State {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        let wasi = self.called().wasi.get_or_insert_with(|| {
-            let output = Output::default();
-            let ctx = WasiCtx::builder()
-                .stdout(output.clone())
-                .stderr(output.clone())
-                .max_random_size(RANDOM_MAX_BYTES)
-                .build();
-            Box::new(Wasi { ctx, table: ResourceTable::new(), output })
-        });
+        let wasi = self.called().wasi.get_or_insert_with(Wasi::new);
         WasiCtxView { ctx: &mut wasi.ctx, table: &mut wasi.table }
+    }
+}
+
+impl WasiHttpView for State {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        let Self { wasi, grants, .. } = self.called();
+        let Wasi { http, table, .. } = &mut **wasi.get_or_insert_with(Wasi::new);
+        http.get_or_insert_with(|| Box::new(http::Session::new(grants.clone(), table))).view(table)
     }
 }
 
@@ -118,16 +146,21 @@ impl ResourceLimiter for Limiter {
 /// # Errors
 /// An import that nothing provides, or that is not granted, by name, with what would.
 pub(crate) fn link(engine: &Engine, component: &Component, grants: &Grants) -> Result<Linker<State>> {
+    let mut linker = Linker::new(engine);
+    let mut asks = false;
     for (import, _) in component.component_type().imports(engine) {
         match need(import) {
             Need::Nothing => {}
-            Need::Grant(flag) if flag.is_given(grants) => {}
+            Need::Grant(flag) if flag.is_given(grants) => asks |= flag == Flag::Http,
             Need::Grant(flag) => bail!("imports {import}, which {} grants", flag.usage()),
             Need::Other(remedy) => bail!("imports {import}, {remedy}"),
         }
     }
-    let mut linker = Linker::new(engine);
-    add(&mut linker).map_err(anyhow::Error::from).context("link the WASI interfaces")?;
+    let mut added = add(&mut linker);
+    if asks {
+        added = added.and_then(|()| wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker));
+    }
+    added.map_err(anyhow::Error::from).context("link the WASI interfaces")?;
     Ok(linker)
 }
 
@@ -165,39 +198,48 @@ enum Need {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Flag {
     KeyValue,
+    Http,
 }
 
 impl Flag {
     fn usage(self) -> &'static str {
         match self {
             Self::KeyValue => "--keyvalue nats:BUCKET (or --keyvalue memory)",
+            Self::Http => "--allow-http https://HOST[:PORT]",
         }
     }
 
     fn is_given(self, grants: &Grants) -> bool {
         match self {
             Self::KeyValue => !matches!(grants.keyvalue, KeyValue::None),
+            Self::Http => grants.http.is_granted(),
         }
     }
+}
+
+const PREVIEW_2: &str = "and this host provides version 0.2 of it; build the guest for wasm32-wasip2";
+
+fn is_preview_2(import: &str) -> bool {
+    import.split_once('@').is_some_and(|(_, version)| version.starts_with("0.2."))
 }
 
 fn need(import: &str) -> Need {
     let interface = import.split('@').next().unwrap_or(import);
     let (package, _) = interface.split_once('/').unwrap_or((interface, ""));
     match package {
-        "wasi:cli" | "wasi:clocks" | "wasi:filesystem" | "wasi:io" | "wasi:random" => {
-            match import.split_once('@').is_some_and(|(_, version)| version.starts_with("0.2.")) {
-                true => Need::Nothing,
-                false => Need::Other("and this host provides version 0.2 of it; build the guest for wasm32-wasip2"),
-            }
-        }
+        "wasi:cli" | "wasi:clocks" | "wasi:filesystem" | "wasi:io" | "wasi:random" => match is_preview_2(import) {
+            true => Need::Nothing,
+            false => Need::Other(PREVIEW_2),
+        },
         "wasi:keyvalue" => Need::Grant(Flag::KeyValue),
         "mailroom:triage" if interface == "mailroom:triage/claims" => Need::Grant(Flag::KeyValue),
         "wasi:config" | "mailroom:triage" => Need::Nothing,
-        "wasi:http" => Need::Other(
-            "which this version of the host cannot grant yet; if this is the face for `wasmtime serve`, run the lean \
-             component instead",
-        ),
+        "wasi:http" if ["wasi:http/outgoing-handler", "wasi:http/types"].contains(&interface) => {
+            match is_preview_2(import) {
+                true => Need::Grant(Flag::Http),
+                false => Need::Other(PREVIEW_2),
+            }
+        }
         "wasi:sockets" => Need::Other("and a guest gets no network; build it without (componentize-py: --stub-wasi)"),
         _ => Need::Other("which nothing provides; build the guest without it"),
     }
@@ -251,12 +293,20 @@ mod tests {
     #[test]
     fn imports_are_provided_granted_or_refused_by_name() {
         let provided = ["wasi:cli/stdout@0.2.6", "wasi:io/poll@0.2.0", "wasi:config/store@0.2.0-rc.1", HANDLER];
-        let granted =
+        let remembering =
             ["wasi:keyvalue/store@0.2.0-draft", "wasi:keyvalue/batch@0.2.0-draft", "mailroom:triage/claims@0.1.0"];
-        let refused =
-            ["wasi:cli/stdout@0.3.0", "wasi:sockets/tcp@0.2.6", "wasi:http/types@0.2.6", "acme:cloud/all", "env"];
+        let asking = ["wasi:http/outgoing-handler@0.2.6", "wasi:http/types@0.2.0"];
+        let refused = [
+            "wasi:cli/stdout@0.3.0",
+            "wasi:sockets/tcp@0.2.6",
+            "wasi:http/incoming-handler@0.2.6",
+            "wasi:http/types@0.3.0",
+            "acme:cloud/all",
+            "env",
+        ];
         assert!(provided.iter().all(|import| need(import) == Need::Nothing));
-        assert!(granted.iter().all(|import| need(import) == Need::Grant(Flag::KeyValue)));
+        assert!(remembering.iter().all(|import| need(import) == Need::Grant(Flag::KeyValue)));
+        assert!(asking.iter().all(|import| need(import) == Need::Grant(Flag::Http)));
         assert!(refused.iter().all(|import| matches!(need(import), Need::Other(_))));
     }
 }

@@ -4,6 +4,9 @@
 //! real guest, as most people will build theirs. The commands are the arms of [`act`].
 #![expect(missing_docs, reason = "the generated bindings have no documentation of their own")]
 
+#[cfg(feature = "http")]
+mod requests;
+
 use std::hint::black_box;
 use std::io::Write as _;
 use std::time::{Duration, Instant};
@@ -144,6 +147,27 @@ fn act(words: &[&str], message: &Message) -> Result<Verdict, Failure> {
             }
             Ok(verdict("flooded"))
         }
+        // Asks servers: ask METHOD URL, send URL BYTES, declare URL BYTES, follow URL, together URL N, fields.
+        #[cfg(feature = "http")]
+        ["ask", method, url] => Ok(asked([requests::ask(method, url)])),
+        #[cfg(feature = "http")]
+        ["send", url, bytes] => Ok(asked([requests::send(url, number(bytes, words)? as usize, false)])),
+        #[cfg(feature = "http")]
+        ["declare", url, bytes] => Ok(asked([requests::send(url, number(bytes, words)? as usize, true)])),
+        #[cfg(feature = "http")]
+        ["follow", url] => {
+            let first = requests::ask("GET", url);
+            let second = first.as_ref().ok().and_then(|answer| answer.location.as_deref());
+            let second = second.map(|location| requests::ask("GET", location));
+            Ok(asked([Some(first), second].into_iter().flatten()))
+        }
+        #[cfg(feature = "http")]
+        ["together", url, count] => {
+            let begun: Vec<_> = (0..number(count, words)?).map(|_| requests::begin("GET", url)).collect();
+            Ok(asked(begun.into_iter().map(|begun| begun.and_then(requests::all))))
+        }
+        #[cfg(feature = "http")]
+        ["fields"] => requests::hoard(),
         // Too much of an answer: reasons N BYTES.
         ["reasons", count, bytes] => {
             let reason = "r".repeat(number(bytes, words)? as usize);
@@ -151,6 +175,19 @@ fn act(words: &[&str], message: &Message) -> Result<Verdict, Failure> {
         }
         _ => Err(unknown(words)),
     }
+}
+
+/// What came of requests, as reasons: status, length and beginning of the body, or what went wrong.
+#[cfg(feature = "http")]
+fn asked(answers: impl IntoIterator<Item = Result<requests::Answer, wasip2::http::types::ErrorCode>>) -> Verdict {
+    let told = |answer: Result<requests::Answer, _>| match answer {
+        Ok(answer) => {
+            let beginning = &answer.body[..answer.body.len().min(100)];
+            format!("{} {} {}", answer.status, answer.body.len(), String::from_utf8_lossy(beginning))
+        }
+        Err(error) => format!("{error:?}").chars().take(200).collect(),
+    };
+    Verdict { reasons: answers.into_iter().map(told).collect(), ..verdict("asked") }
 }
 
 const MIB: usize = 1024 * 1024;

@@ -60,7 +60,13 @@ async fn whatever_is_asked_is_done_alike() -> Result<()> {
             ensure!(said == expected, "{keyvalue}: {}: {said}, not {expected}", line.0);
         }
         ensure!(said.len() == expected.len(), "{keyvalue}: {mail}: {said:?}");
-        drop(host);
+        let metrics = host.metrics().await?;
+        let calls = |operation, outcome| {
+            metrics.get("mailroom_keyvalue_calls_total", &[("operation", operation), ("outcome", outcome)])
+        };
+        assert_eq!((calls("increment", "ok"), calls("increment", "error")), (Some(2.0), Some(2.0)));
+        assert_eq!((calls("set-many", "ok"), calls("claim", "ok")), (Some(1.0), Some(3.0)));
+        assert_eq!(metrics.get("mailroom_keyvalue_seconds_count", &[("operation", "list-keys")]), Some(3.0));
     }
     Ok(())
 }

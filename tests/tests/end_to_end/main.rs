@@ -21,6 +21,7 @@ mod offline;
 mod permissions;
 mod provision;
 mod replacement;
+mod requests;
 mod serve;
 mod startup;
 mod steady;

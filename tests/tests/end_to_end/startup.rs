@@ -110,7 +110,7 @@ async fn an_import_that_nothing_grants_is_refused_by_name() -> Result<()> {
     let folder = crafted::folder()?;
     for (interface, remedy) in [
         ("wasi:sockets/tcp@0.2.6", "a guest gets no network; build it without"),
-        ("wasi:http/outgoing-handler@0.2.6", "grant"),
+        ("wasi:http/outgoing-handler@0.2.6", "which --allow-http https://HOST[:PORT] grants"),
         ("wasi:cli/stdout@0.3.0", "build the guest for wasm32-wasip2"),
         ("acme:cloud/everything@1.0.0", "which nothing provides; build the guest without it"),
     ] {
