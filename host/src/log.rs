@@ -47,7 +47,8 @@ impl LogArgs {
     /// A filter that is none.
     pub fn start(&self) -> Result<WorkerGuard> {
         // The client library tells of every connection at level info, and so does the host, in its own words.
-        let filter = format!("async_nats=warn,{}", self.log);
+        // What a guest does wrong with wasi:http it is told itself, however often it does so.
+        let filter = format!("async_nats=warn,wasmtime_wasi_http=off,{}", self.log);
         // Not the filter that also knows spans: making its regular expressions takes a millisecond at every start.
         let filter: Targets = filter.parse().map_err(|err| anyhow!("--log {:?}: {err}", self.log))?;
         let terminal = io::stderr().is_terminal();

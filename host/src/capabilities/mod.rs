@@ -158,7 +158,7 @@ pub(crate) fn link(engine: &Engine, component: &Component, grants: &Grants) -> R
     }
     let mut added = add(&mut linker);
     if asks {
-        added = added.and_then(|()| wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker));
+        added = added.and_then(|()| http::link(&mut linker));
     }
     added.map_err(anyhow::Error::from).context("link the WASI interfaces")?;
     Ok(linker)

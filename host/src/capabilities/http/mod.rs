@@ -9,8 +9,8 @@ mod allowed;
 
 pub use allowed::Allowed;
 
-use super::Grants;
 use super::usage::Usage;
+use super::{Grants, State};
 use allowed::{Host, Server, admits, lists};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use bytesize::ByteSize;
@@ -21,6 +21,7 @@ use hyper::client::conn::http1;
 use hyper::header::{CONNECTION, HeaderValue};
 use hyper::{HeaderMap, Method, Request, Response, Uri};
 use hyper_util::rt::TokioIo;
+use std::error::Error as _;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
@@ -38,8 +39,12 @@ use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
 use tokio_util::either::Either;
-use wasmtime::component::ResourceTable;
-use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks};
+use wasmtime::StoreContextMut;
+use wasmtime::component::{Linker, Resource, ResourceTable};
+use wasmtime_wasi_http::p2::bindings::http::types::{ErrorCode, IoError};
+use wasmtime_wasi_http::{
+    Error, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks, WasiHttpView as _,
+};
 
 /// Requests of one instance at the same time, up to the end of the response.
 const REQUESTS_PER_INSTANCE: usize = 8;
@@ -182,14 +187,10 @@ impl Http {
         mut exchange: Exchange,
     ) -> Result<Answer, Error> {
         let by = exchange.started + self.patience;
-        match timeout_at(by, self.requests.clone().acquire_owned()).await {
-            Ok(Ok(place)) => exchange.places.push(place),
-            Ok(Err(_)) | Err(_) => return Err(exchange.failed(Error::ConnectionTimeout)),
-        }
         let request_too_large = Arc::<AtomicBool>::default();
         let too_large = request_too_large.clone();
         let request = request.map(|body| Sent { body, left: self.body_max_bytes, too_large });
-        let (response, connection) = match self.ask(request, options, by).await {
+        let (response, connection) = match self.ask(request, options, by, &mut exchange.places).await {
             Ok(answer) => answer,
             Err(err) => return Err(exchange.failed(err)),
         };
@@ -210,6 +211,7 @@ impl Http {
         request: Request<Sent>,
         options: RequestOptions,
         by: Instant,
+        places: &mut Vec<OwnedSemaphorePermit>,
     ) -> Result<(Response<Incoming>, Connection), Error> {
         let server = Server::named_in(request.uri()).filter(|server| lists(&self.allowed, server));
         let Some(server) = server.filter(|_| request.method() != Method::CONNECT) else {
@@ -217,6 +219,8 @@ impl Http {
             return Err(Error::HttpRequestDenied);
         };
         check_size(&request, self.body_max_bytes)?;
+        let place = timeout_at(by, self.requests.clone().acquire_owned()).await;
+        places.push(place.map_err(|_| Error::ConnectionTimeout)?.map_err(|_| Error::ConnectionLimitReached)?);
         let until = |limit: Option<Duration>| limit.map_or(by, |limit| by.min(Instant::now() + limit));
         let stream = self.connect(&server, until(options.connect_timeout)).await?;
         let answer = timeout_at(until(options.first_byte_timeout), converse(stream, request)).await;
@@ -251,7 +255,7 @@ impl Http {
     }
 
     /// The server's addresses. The system is asked on a thread of its own, which nobody waits for in the end: it may take
-    /// longer than any deadline. There are a bounded number of them.
+    /// longer than any deadline.
     async fn look_up(&self, server: &Server) -> Result<Vec<SocketAddr>, Error> {
         let name = match &server.host {
             Host::Address(ip) => return Ok(vec![SocketAddr::new(*ip, server.port)]),
@@ -271,6 +275,39 @@ impl Http {
             Ok(addresses) => addresses.map_err(failed),
             Err(_) => Err(Error::DestinationNotFound),
         }
+    }
+}
+
+/// The interface as wasmtime implements it; components may import another 0.2.
+const TYPES: &str = "wasi:http/types@0.2.12";
+
+/// Links what guests may have of `wasi:http`.
+pub(super) fn link(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+    wasmtime_wasi_http::p2::add_only_http_to_linker_async(linker)?;
+    // Wasmtime's own knows no error with which the body of a response ends.
+    linker.allow_shadowing(true);
+    linker.instance(TYPES)?.func_wrap(
+        "http-error-code",
+        |mut store: StoreContextMut<'_, State>, (error,): (Resource<IoError>,)| {
+            let error = store.data_mut().http().table.get(&error)?;
+            let code = error.downcast_ref::<ErrorCode>().cloned();
+            Ok((code.or_else(|| error.downcast_ref().map(body_error_code)),))
+        },
+    )?;
+    linker.allow_shadowing(false);
+    Ok(())
+}
+
+/// What the guest is told of an error with which the body of a response ends.
+fn body_error_code(error: &Error) -> ErrorCode {
+    match error {
+        Error::ConnectionTerminated => ErrorCode::ConnectionTerminated,
+        Error::HttpProtocolError => ErrorCode::HttpProtocolError,
+        Error::HttpRequestBodySize(bytes) => ErrorCode::HttpRequestBodySize(*bytes),
+        Error::HttpResponseBodySize(bytes) => ErrorCode::HttpResponseBodySize(*bytes),
+        Error::HttpResponseIncomplete => ErrorCode::HttpResponseIncomplete,
+        Error::HttpResponseTimeout => ErrorCode::HttpResponseTimeout,
+        other => ErrorCode::InternalError(Some(other.to_string())),
     }
 }
 
@@ -409,10 +446,12 @@ async fn converse(stream: Stream, mut request: Request<Sent>) -> Result<(Respons
 
 /// What the guest is told of an error of hyper's.
 fn failure(err: &hyper::Error, too_large: &AtomicBool) -> Error {
+    let io = err.source().and_then(|err| err.downcast_ref::<io::Error>());
+    let is_cut = err.is_incomplete_message() || io.is_some_and(|err| err.kind() == io::ErrorKind::UnexpectedEof);
     match too_large.load(Ordering::Relaxed) {
         true => Error::HttpRequestBodySize(None),
         false if err.is_parse_too_large() => Error::HttpResponseHeaderSectionSize(None),
-        false if err.is_incomplete_message() => Error::HttpResponseIncomplete,
+        false if is_cut => Error::HttpResponseIncomplete,
         false if err.is_parse() => Error::HttpProtocolError,
         false => Error::ConnectionTerminated,
     }
