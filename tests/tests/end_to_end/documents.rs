@@ -150,11 +150,26 @@ async fn metrics_are_listed_as_they_are() -> Result<()> {
     command::host(publish.chain(mails.into_iter().map(PathBuf::into_os_string))).await?.success()?;
     let read = async || Ok(http::get(&format!("{}/metrics", host.admin())).await?.body);
     let both = |text: &String| ["verdict", "dead"].iter().all(|name| text.contains(&format!("outcome=\"{name}\"")));
-    let text = eventually(SOON, "verdicts and dead letters in the metrics", read, both).await?;
+    let mut text = eventually(SOON, "verdicts and dead letters in the metrics", read, both).await?;
+    drop(host);
+    // What is granted has metrics of its own.
+    for (component, grant, mail) in [
+        ("keeper", ["--keyvalue", "memory"], "set a b"),
+        ("caller", ["--allow-http", "http://127.0.0.1:1"], "ask GET http://127.0.0.1:1/"),
+    ] {
+        let host = Host::on(server.url()).component(tools::component(component)?).args(grant).start().await?;
+        server.jetstream().await?.publish("mail.test", mail.into()).await?.await?;
+        let read = async || Ok(http::get(&format!("{}/metrics", host.admin())).await?.body);
+        let done = |text: &String| text.contains("outcome=\"verdict\"");
+        text += &eventually(SOON, "a verdict in the metrics", read, done).await?;
+    }
     let mut has: BTreeSet<(String, String, String)> = BTreeSet::new();
     for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
         let (name, kind) = line.split_once(' ').context("a type line")?;
-        let sample = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('{')?.split_once('}'));
+        let sample = text.lines().find_map(|line| {
+            let rest = line.strip_prefix(name)?;
+            rest.strip_prefix("_count").unwrap_or(rest).strip_prefix('{')?.split_once('}')
+        });
         let labels = sample.map(|(labels, _)| labels).unwrap_or_default();
         let labels: Vec<_> = labels.split(',').filter_map(|label| Some(label.split_once('=')?.0)).collect();
         has.insert((name.to_owned(), kind.to_owned(), labels.join(", ")));

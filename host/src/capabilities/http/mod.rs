@@ -55,7 +55,8 @@ const REQUESTS: usize = 256;
 /// Names that are looked up at the same time; further ones wait.
 const LOOK_UPS: usize = 64;
 
-/// Most bytes of a request's or a response's header section, and what is read at a time of a response.
+/// Most bytes of a request's header section, and what is read at a time of a response: hyper refuses one whose header
+/// section is twice as long.
 const HEAD_MAX_BYTES: usize = 64 << 10;
 
 /// Most bytes of a path with its query.
