@@ -51,6 +51,8 @@ pub struct Metrics {
     pub slow_guests: IntCounter,
     /// Attempts to store a verdict or dead letter that failed and are repeated.
     pub store_failures: IntCounter,
+    /// Messages stored where they wait for a delivery that is due late.
+    pub parked: IntCounter,
     /// Messages of the stream not yet delivered, by the server's count.
     pub consumer_pending: IntGauge,
     /// Messages delivered and not yet settled, by the server's count, over all hosts.
@@ -95,6 +97,11 @@ impl Metrics {
             "Failed attempts to store a verdict or dead letter; each is repeated.",
         )?;
         registry.register(Box::new(store_failures.clone()))?;
+        let parked = IntCounter::new(
+            "mailroom_parked_total",
+            "Retries stored in the stream of parked messages, where they wait for their time.",
+        )?;
+        registry.register(Box::new(parked.clone()))?;
         let slow_guests = IntCounter::new(
             "mailroom_slow_guests_total",
             "Guests that computed for longer than their turn and went to the slow lane.",
@@ -143,6 +150,7 @@ impl Metrics {
             )?,
             messages,
             store_failures,
+            parked,
             slow_guests,
             last_settled,
             component_loads,

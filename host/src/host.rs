@@ -13,6 +13,7 @@ use crate::lane::SlowLane;
 use crate::letter::Origin;
 use crate::names::Names;
 use crate::nats::{ConnectError, Nats, refusal};
+use crate::parking::Parking;
 use crate::pool::turn;
 use crate::replacement::{Current, View};
 use crate::settle::{DeadReason, Policy, Settlement, admit, settle};
@@ -29,7 +30,7 @@ use slab::Slab;
 use std::cell::{Cell, RefCell};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::select;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{MissedTickBehavior, interval, sleep};
@@ -88,6 +89,8 @@ pub struct Consumer {
     pub stream_created: i64,
     /// How long the verdict stream recognizes a message id.
     pub duplicate_window: Duration,
+    /// Where retries wait that are due late; nothing where they have to wait at the consumer.
+    pub parking: Option<Parking>,
 }
 
 impl Consumer {
@@ -118,6 +121,7 @@ impl Consumer {
             info,
             stream_created: created.unix_timestamp(),
             duplicate_window: verdicts.cached_info().config.duplicate_window,
+            parking: Parking::look_up(jetstream, names).await,
         })
     }
 }
@@ -242,6 +246,8 @@ impl<H: Handler> Host<H> {
                     gone: Cell::new(0),
                     half_ack_wait: consumer.info.config.ack_wait / 2,
                     half_window: consumer.duplicate_window / 2,
+                    parking: consumer.parking,
+                    parks: Cell::new(true),
                 }
                 .serve(source)
                 .await;
@@ -290,6 +296,9 @@ struct Shard<'a, H: Handler> {
     gone: Cell<u64>,
     half_ack_wait: Duration,
     half_window: Duration,
+    parking: Option<Parking>,
+    /// Whether the last retry that should be parked was.
+    parks: Cell<bool>,
 }
 
 /// Where results of one kind go, as far as a shard knows.
@@ -442,6 +451,12 @@ impl<H: Handler> Shard<'_, H> {
         if (delivery.count > 1 || replayed) && self.has_verdict(&delivery.message).await {
             return self.acknowledge(&delivery, AckKind::Ack, "duplicate", "").await;
         }
+        // A host that ended between parking a message and acknowledging it leaves it in both places.
+        if let Origin::Replay { letter, parked: true, .. } = &delivery.origin
+            && self.has_letter(letter).await
+        {
+            return self.acknowledge(&delivery, AckKind::Ack, "duplicate", "").await;
+        }
         let not_run = |settlement| (settlement, self.guest.get().digest().clone());
         let (settlement, component) = match (&delivery.origin, admit(delivery.count, delivery.bytes(), self.policy)) {
             (Origin::Odd(why), _) => not_run(Settlement::Dead(DeadReason::REPLAY, why.clone())),
@@ -473,7 +488,12 @@ impl<H: Handler> Shard<'_, H> {
             Settlement::Again(wait, reason, detail) => {
                 let id = &delivery.message.id;
                 tracing::debug!(id, delivery = delivery.count, "{}: {detail}; again in {wait:?}", reason.name());
-                self.acknowledge(&delivery, AckKind::Nak(Some(wait)), "retry", reason.name()).await;
+                let kind = if !may_be_elsewhere && self.park(&delivery, wait).await {
+                    AckKind::Ack
+                } else {
+                    AckKind::Nak(Some(wait))
+                };
+                self.acknowledge(&delivery, kind, "retry", reason.name()).await;
             }
             Settlement::Dead(reason, detail) => {
                 let cause = Cause { reason, detail: &detail, component: &component };
@@ -541,6 +561,35 @@ impl<H: Handler> Shard<'_, H> {
         // A look-up is repeated until it succeeds; only storing can fail for good.
         let attempt = || self.sink.has_verdict(&message.id);
         self.persist(self.verdicts, "look for a verdict", attempt).await.unwrap_or(false)
+    }
+
+    async fn has_letter(&self, letter: &str) -> bool {
+        let attempt = || self.sink.has_letter(letter);
+        self.persist(self.dead_letters, "look for a dead letter", attempt).await.unwrap_or(false)
+    }
+
+    /// Whether the message is stored where it waits for its next delivery, so that this one can be acknowledged. One
+    /// that is due soon, or cannot be stored there, waits at the consumer.
+    async fn park(&self, delivery: &Delivery, wait: Duration) -> bool {
+        let is_long = |parking: &Parking| (self.policy.park_after..=parking.wait_max).contains(&wait);
+        let Some(parking) = self.parking.filter(is_long) else { return false };
+        match self.sink.park(delivery, SystemTime::now() + wait, parking.by).await {
+            Ok(_) => {
+                self.stages.shared().parked.inc();
+                self.parks.set(true);
+                true
+            }
+            Err(err) => {
+                let id = &delivery.message.id;
+                if self.parks.replace(false) {
+                    tracing::warn!(
+                        id,
+                        "cannot park a retry: {err}; it waits at the consumer, as others do until one can"
+                    );
+                }
+                false
+            }
+        }
     }
 
     /// Repeats `attempt` as long as the stream is unavailable. Meanwhile the shard fetches nothing and is not ready:

@@ -2,7 +2,7 @@
 //! messages are believed to be one.
 
 use crate::header_block;
-use crate::names::Names;
+use crate::names::{Names, check_subject};
 use crate::source::{Delivery, sorted};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use async_nats::HeaderMap;
@@ -25,6 +25,12 @@ pub const SUBJECT: &str = "Mailroom-Subject";
 pub const STORED: &str = "Mailroom-Stored";
 /// How often the message had been delivered.
 pub const DELIVERIES: &str = "Mailroom-Deliveries";
+/// The name of the dead letter that a parked retry becomes if it dies.
+pub const LETTER: &str = "Mailroom-Letter";
+/// When a parked retry is due, RFC 3339, where a host has to see to it.
+pub const DUE: &str = "Mailroom-Due";
+/// Where a parked retry that is due is published, where a host has to see to it.
+pub const TARGET: &str = "Mailroom-Target";
 /// The message's header block in base64, where it could not be read.
 pub const RAW_HEADERS: &str = "Mailroom-Headers";
 
@@ -36,17 +42,19 @@ pub const HEADERS_BYTES: &str = "Mailroom-Headers-Bytes";
 const ORIGINAL: &str = "Mailroom-Original-";
 
 /// The headers of the host's that NATS acts on, or how they begin.
-const ACTED_ON: [&str; 2] = ["Nats-Msg-Id", "Nats-Expected-"];
+const ACTED_ON: [&str; 3] = ["Nats-Msg-Id", "Nats-Expected-", "Nats-Schedule"];
 
 /// Who published a message, by its subject.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
     /// Its sender: none of its headers is believed.
     Sender,
-    /// An operator, for this consumer: a dead letter that is run again.
+    /// An operator or a host, for this consumer: a dead letter that is run again, or a parked retry.
     Replay {
-        /// The id that the message has where it lies now. Its own is that of its first delivery.
-        here: String,
+        /// The name of its next dead letter, see [`Origin::letter`].
+        letter: String,
+        /// Whether it is a parked retry: then the letter may have been stored for another delivery of the message.
+        parked: bool,
         /// The header [`RAW_HEADERS`], which a second dead letter has to carry too.
         raw_headers: Option<HeaderValue>,
         /// The header block that stood in front of the payload, as it has to in a second dead letter.
@@ -62,10 +70,11 @@ impl Origin {
     /// The name of the dead letter on message `id`, which ends its subject: there is at most one letter of a name.
     ///
     /// A replay that dies again needs another one: its first letter may be gone already while the server still
-    /// knows its id, and would take the second for stored; or the first was kept.
+    /// knows its id, and would take the second for stored; or the first was kept. A parked retry has the name that
+    /// the message had before.
     pub fn letter(&self, id: &str) -> String {
         match self {
-            Self::Replay { here, .. } => format!("{id}.{here}"),
+            Self::Replay { letter, .. } => letter.clone(),
             _ => id.to_owned(),
         }
     }
@@ -102,6 +111,9 @@ pub fn recognize(delivery: &mut Delivery, names: &Names) {
     match first {
         Ok((id, time)) => {
             let raw_headers = headers.get(RAW_HEADERS).cloned();
+            let text = |name: &str| headers.get(name).map(|value| value.as_str().to_owned());
+            let letter = text(LETTER).filter(|letter| check_subject(LETTER, letter).is_ok());
+            let failed: Option<u64> = text(DELIVERIES).and_then(|count| count.parse().ok());
             let subject = subject.to_owned();
             let front = take_front(&headers, &mut delivery.payload);
             let headers = front.as_deref().map_or_else(|| senders(&headers), header_block::readable);
@@ -113,7 +125,10 @@ pub fn recognize(delivery: &mut Delivery, names: &Names) {
             message.time = time.unwrap_or(message.time);
             message.subject = subject;
             message.headers = sorted(&headers);
-            delivery.origin = Origin::Replay { here, raw_headers, front };
+            delivery.count = delivery.count.saturating_add(failed.unwrap_or(0));
+            message.attempt = u32::try_from(delivery.count).unwrap_or(u32::MAX);
+            let letter = letter.unwrap_or_else(|| format!("{}.{here}", message.id));
+            delivery.origin = Origin::Replay { letter, parked: failed.is_some(), raw_headers, front };
             delivery.headers = Some(headers);
         }
         Err(err) => {

@@ -5,7 +5,7 @@
 //! an instance from [`pool`], whose imports are what [`capabilities`] grants; the guest answers in the words of
 //! [`interface`]; [`settle`] says what the answer means; [`sink`] stores the verdict or the dead letter and awaits
 //! its PubAck; only then is the message acknowledged, if [`identity`] says that it is still there. Messages that the
-//! NATS client cannot read are found by [`unreadable`]. [`admin`] shows all of it to operators.
+//! NATS client cannot read are found by [`unreadable`]; retries that are due late wait in [`parking`]. [`admin`] shows all of it to operators.
 //!
 //! The loop runs any [`handler`]: the pool's components, or a [`native`] function, which they are measured against.
 //! [`replacement`] puts another component in the place of one that runs.
@@ -22,6 +22,7 @@ mod interface;
 mod lane;
 mod letter;
 pub mod native;
+mod parking;
 pub mod pool;
 mod replacement;
 mod room;

@@ -36,6 +36,14 @@ pub struct NameArgs {
     /// First part of the subjects on which dead letters are run again: SUBJECT.<stream>.<consumer>.<their subject>
     #[arg(long, value_name = "SUBJECT", env = "MAILROOM_REPLAY_SUBJECT", default_value = "replay")]
     pub replay_subject: String,
+
+    /// Stream in which retries wait that are due late
+    #[arg(long, value_name = "NAME", env = "MAILROOM_PARKED_STREAM", default_value = "PARKED")]
+    pub parked_stream: String,
+
+    /// First part of the subjects of that stream
+    #[arg(long, value_name = "SUBJECT", env = "MAILROOM_PARKED_SUBJECT", default_value = "parked")]
+    pub parked_subject: String,
 }
 
 impl NameArgs {
@@ -51,11 +59,15 @@ impl NameArgs {
         check_subject("--verdict-subject", &self.verdict_subject)?;
         check_subject("--dead-subject", &self.dead_subject)?;
         check_subject("--replay-subject", &self.replay_subject)?;
-        for (flag, one, other_flag, other) in [
-            ("--stream", &self.stream, "--verdict-stream", &self.verdict_stream),
-            ("--stream", &self.stream, "--dead-stream", &self.dead_stream),
-            ("--verdict-stream", &self.verdict_stream, "--dead-stream", &self.dead_stream),
-        ] {
+        check_name("--parked-stream", &self.parked_stream)?;
+        check_subject("--parked-subject", &self.parked_subject)?;
+        let streams = [
+            ("--stream", &self.stream),
+            ("--verdict-stream", &self.verdict_stream),
+            ("--dead-stream", &self.dead_stream),
+            ("--parked-stream", &self.parked_stream),
+        ];
+        for ((flag, one), (other_flag, other)) in pairs(&streams) {
             ensure!(one != other, "{flag} and {other_flag} are both {one}; they must be different streams");
         }
         let names = Names {
@@ -66,11 +78,14 @@ impl NameArgs {
             verdict_prefix: self.verdict_subject,
             dead_prefix: self.dead_subject,
             replay_prefix: self.replay_subject,
+            parked_stream: self.parked_stream,
+            parked_prefix: self.parked_subject,
         };
         let verdicts = ("--verdict-subject", &names.verdict_prefix, names.verdict_wildcard());
         let dead = ("--dead-subject", &names.dead_prefix, names.dead_wildcard());
         let replays = ("--replay-subject", &names.replay_prefix, names.replay_wildcard());
-        for (one, other) in [(&verdicts, &dead), (&verdicts, &replays), (&dead, &replays)] {
+        let parked = ("--parked-subject", &names.parked_prefix, names.parked_wildcard());
+        for (one, other) in pairs(&[verdicts, dead, replays, parked]) {
             ensure!(
                 !overlap(&one.2, &other.2),
                 "{} {} and {} {} overlap; a subject can be in one stream only",
@@ -98,6 +113,9 @@ pub struct Names {
     verdict_prefix: String,
     dead_prefix: String,
     replay_prefix: String,
+    /// The stream in which retries wait that are due late.
+    pub parked_stream: String,
+    parked_prefix: String,
 }
 
 impl Default for Names {
@@ -110,6 +128,8 @@ impl Default for Names {
             verdict_prefix: "verdict".into(),
             dead_prefix: "dead".into(),
             replay_prefix: "replay".into(),
+            parked_stream: "PARKED".into(),
+            parked_prefix: "parked".into(),
         }
     }
 }
@@ -161,6 +181,37 @@ impl Names {
         format!("{}.{}.>", self.replay_prefix, self.stream)
     }
 
+    /// Everything in the stream of parked retries.
+    pub fn parked_wildcard(&self) -> String {
+        format!("{}.>", self.parked_prefix)
+    }
+
+    /// Where a retry of message `id` waits for the server to publish it, `count` deliveries having failed. The count
+    /// makes it another subject each time: what waits on it is never an earlier retry.
+    pub fn scheduled_subject(&self, id: &str, count: u64) -> String {
+        format!("{}.scheduled.{}.{}.{id}.{count}", self.parked_prefix, self.stream, self.consumer)
+    }
+
+    /// Where it waits for a host to publish it, on servers that schedule nothing.
+    pub fn held_subject(&self, id: &str, count: u64) -> String {
+        format!("{}.held.{}.{}.{id}.{count}", self.parked_prefix, self.stream, self.consumer)
+    }
+
+    /// Everything that waits for a host.
+    pub fn held_wildcard(&self) -> String {
+        format!("{}.held.>", self.parked_prefix)
+    }
+
+    /// Where the server publishes a retry of a message of `subject` that is due, for the stream to take it from there.
+    pub fn due_subject(&self, subject: &str) -> String {
+        format!("{}.due.{}.{}.{subject}", self.parked_prefix, self.stream, self.consumer)
+    }
+
+    /// All that is due for consumers of the stream.
+    pub fn due_wildcard(&self) -> String {
+        format!("{}.due.{}.>", self.parked_prefix, self.stream)
+    }
+
     /// The consumer that shall run a message again and the message's own subject, if `subject` is one of
     /// [`Names::replay_wildcard`]. The message's own is empty where nothing follows the consumer.
     pub fn replayed<'a>(&self, subject: &'a str) -> Option<(&'a str, &'a str)> {
@@ -168,6 +219,11 @@ impl Names {
         let rest = rest.strip_prefix(&self.stream)?.strip_prefix('.')?;
         Some(rest.split_once('.').unwrap_or((rest, "")))
     }
+}
+
+/// Every two of `all`.
+fn pairs<T>(all: &[T]) -> impl Iterator<Item = (&T, &T)> {
+    all.iter().enumerate().flat_map(|(place, one)| all[place + 1..].iter().map(move |other| (one, other)))
 }
 
 /// Checks a stream, consumer or domain name: one token, no wildcard, no path separator.
@@ -272,6 +328,10 @@ mod tests {
         assert_eq!(names.replay_wildcard(), "replay.IN.>");
         assert_eq!(names.replayed(&names.replay_subject("mail.a.b")), Some(("triage", "mail.a.b")));
         assert_eq!(names.replayed("replay.IN.triage"), Some(("triage", "")));
+        assert_eq!(names.scheduled_subject("IN:1:triage:5", 2), "parked.scheduled.IN.triage.IN:1:triage:5.2");
+        assert_eq!(names.held_subject("IN:1:triage:5", 2), "parked.held.IN.triage.IN:1:triage:5.2");
+        assert_eq!(names.due_subject("mail.a"), "parked.due.IN.triage.mail.a");
+        assert_eq!(names.due_wildcard(), "parked.due.IN.>");
         for subject in ["mail.a", "replay.MAIL.triage.a", "replay.INN.triage.a", "replay.IN", "replayIN.triage.a"] {
             assert_eq!(names.replayed(subject), None, "{subject}");
         }
@@ -279,7 +339,7 @@ mod tests {
 
     #[test]
     fn names_that_nats_does_not_take_are_refused() {
-        let cases: [(&[&str], &str); 11] = [
+        let cases: [(&[&str], &str); 13] = [
             (&["--stream", "a.b"], "'.'"),
             (&["--stream", ""], "--stream is empty"),
             (&["--consumer", "a b"], "' '"),
@@ -291,6 +351,8 @@ mod tests {
             (&["--dead-subject", "a b"], "' '"),
             (&["--dead-subject", "verdict.dead"], "overlap"),
             (&["--replay-subject", "dead"], "overlap"),
+            (&["--parked-stream", "DEAD"], "--dead-stream and --parked-stream"),
+            (&["--parked-subject", "replay"], "overlap"),
         ];
         for (args, expected) in cases {
             let err = format!("{:#}", resolve(args).expect_err(expected));
@@ -395,6 +457,8 @@ mod fuzz {
                 dead_stream: "DEAD".into(),
                 dead_subject: "dead".into(),
                 replay_subject: "replay".into(),
+                parked_stream: "PARKED".into(),
+                parked_subject: "parked".into(),
             };
             let Ok(names) = args.resolve() else { return };
             assert!(is_subject && !stream.is_empty() && !consumer.is_empty());

@@ -6,6 +6,7 @@
 use crate::cli::counted;
 use crate::names::{NameArgs, Names, check_bucket, check_pattern, covers, overlap};
 use crate::nats::{NatsArgs, check_jetstream, warn_if_refused};
+use crate::parking::DUE_CONSUMER;
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use async_nats::jetstream::response::Response;
 use async_nats::jetstream::stream::{DiscardPolicy, RetentionPolicy};
@@ -527,10 +528,12 @@ impl fmt::Display for Report {
 pub async fn provision(jetstream: &Context, layout: &Layout, mode: Mode) -> Result<Report> {
     layout.check()?;
     check_jetstream(jetstream).await?;
-    // An older server ignores a list of filters, and such a consumer would get all of the stream.
-    let many_filters = jetstream.client().is_server_compatible(2, 10, 0);
+    let server = Server {
+        many_filters: jetstream.client().is_server_compatible(2, 10, 0),
+        schedules: jetstream.client().is_server_compatible(2, 12, 0),
+    };
     let mut plans = Vec::new();
-    for wanted in Wanted::all(layout, many_filters) {
+    for wanted in Wanted::all(layout, server) {
         let found = wanted.find(jetstream).await.with_context(|| format!("look for {}", wanted.what()))?;
         plans.push(wanted.plan(found, mode));
     }
@@ -552,7 +555,7 @@ pub async fn provision(jetstream: &Context, layout: &Layout, mode: Mode) -> Resu
 /// What keeps a host from working safely with this, if all is there that it takes.
 fn unsafe_plan(plans: &[Plan], layout: &Layout) -> Result<Vec<String>> {
     // In the order of `Wanted::all`.
-    let [mail, consumer, verdicts, ..] = plans else { return Ok(Vec::new()) };
+    let [_, mail, consumer, verdicts, ..] = plans else { return Ok(Vec::new()) };
     let config = |plan: &Plan| plan.config.clone().map(Value::Object);
     let (Some(mail), Some(consumer), Some(verdicts)) = (config(mail), config(consumer), config(verdicts)) else {
         return Ok(Vec::new());
@@ -664,6 +667,15 @@ fn advised_ack_wait(deadline: Duration) -> Duration {
     Duration::from_secs(30).max(deadline.saturating_mul(2))
 }
 
+/// What the server can do that older ones cannot.
+#[derive(Clone, Copy)]
+struct Server {
+    /// Take a list of filters; others ignore it, and such a consumer would get all of the stream.
+    many_filters: bool,
+    /// Publish messages at a time that they name.
+    schedules: bool,
+}
+
 /// A stream, consumer or bucket as it should be.
 struct Wanted {
     kind: &'static str,
@@ -677,6 +689,8 @@ struct Wanted {
     settings: Vec<Setting>,
     /// Subjects that an existing stream, or filters that an existing consumer with a filter must have.
     must_take: Vec<String>,
+    /// A source that an existing stream must have.
+    must_source: Option<Value>,
     /// A consumer's stream: then the configuration is wrapped.
     of_stream: Option<String>,
 }
@@ -705,17 +719,19 @@ impl Setting {
 }
 
 impl Wanted {
-    /// Everything in the layout: message stream, consumer, verdict stream, dead-letter stream, perhaps the bucket.
-    fn all(layout: &Layout, many_filters: bool) -> Vec<Self> {
+    /// Everything in the layout: the stream of parked retries, which the message stream may have among its sources,
+    /// message stream, consumer, verdict stream, dead-letter stream, perhaps the bucket.
+    fn all(layout: &Layout, server: Server) -> Vec<Self> {
         let Layout { names, mail_max_age, verdict_max_age, dead_max_age, .. } = layout;
         let [mail_max_bytes, verdict_max_bytes, dead_max_bytes, bucket_max_bytes] = layout.max_bytes;
         let mut all = vec![
-            Self::mail(layout).with_max_age("--mail-max-age", *mail_max_age, layout).with_max_bytes(
+            Self::parked(layout, server),
+            Self::mail(layout, server).with_max_age("--mail-max-age", *mail_max_age, layout).with_max_bytes(
                 "--mail-max-bytes",
                 mail_max_bytes,
                 layout,
             ),
-            Self::consumer(layout, many_filters),
+            Self::consumer(layout, server),
             Self::stream(&names.verdict_stream, vec![names.verdict_wildcard()], layout)
                 .with(Setting::always("retention", json!("limits")))
                 .with_max_age("--verdict-max-age", *verdict_max_age, layout)
@@ -727,6 +743,9 @@ impl Wanted {
         ];
         if let Some(bucket) = &layout.bucket {
             all.push(Self::bucket(bucket, layout).with_max_bytes("--bucket-max-bytes", bucket_max_bytes, layout));
+        }
+        if !server.schedules {
+            all.push(Self::due_consumer(layout));
         }
         all
     }
@@ -750,27 +769,82 @@ impl Wanted {
                 layout.setting("num_replicas", "--replicas", json!(layout.replicas)),
             ],
             must_take: subjects,
+            must_source: None,
             of_stream: None,
         }
     }
 
+    /// The stream of parked retries. It has no limits beside the age of messages: a server that publishes what is due
+    /// does not refuse what has no room, it would throw away what is oldest.
+    fn parked(layout: &Layout, server: Server) -> Self {
+        let mut wanted = Self::stream(&layout.names.parked_stream, vec![layout.names.parked_wildcard()], layout)
+            .with(Setting::always("retention", json!("limits")))
+            .with(Setting::always("max_bytes", json!(-1)))
+            .with(Setting::at_first("max_age", nanos(layout.mail_max_age)));
+        for setting in &mut wanted.settings {
+            match setting.name {
+                "discard" => setting.value = json!("old"),
+                "max_msgs" => setting.lasting = true,
+                _ => {}
+            }
+        }
+        if server.schedules { wanted.with(Setting::always("allow_msg_schedules", json!(true))) } else { wanted }
+    }
+
+    /// Where retries wait that a host has to bring back.
+    fn due_consumer(layout: &Layout) -> Self {
+        let stream = &layout.names.parked_stream;
+        let create = format!("CONSUMER.CREATE.{stream}.{DUE_CONSUMER}");
+        Self {
+            kind: "consumer",
+            shown_name: format!("{stream}/{DUE_CONSUMER}"),
+            about: None,
+            info: format!("CONSUMER.INFO.{stream}.{DUE_CONSUMER}"),
+            update: create.clone(),
+            create,
+            settings: vec![
+                Setting::at_first("name", json!(DUE_CONSUMER)),
+                Setting::at_first("durable_name", json!(DUE_CONSUMER)),
+                Setting::at_first("deliver_policy", json!("all")),
+                Setting::at_first("replay_policy", json!("instant")),
+                Setting::always("ack_policy", json!("explicit")),
+                Setting::always("max_deliver", json!(-1)),
+                Setting::always("max_ack_pending", json!(-1)),
+                Setting::at_first("ack_wait", nanos(Duration::from_secs(30))),
+                Setting::always("filter_subject", json!(layout.names.held_wildcard())),
+            ],
+            must_take: Vec::new(),
+            must_source: None,
+            of_stream: Some(stream.clone()),
+        }
+    }
+
     /// The message stream, whose retention is the operator's choice.
-    fn mail(layout: &Layout) -> Self {
+    fn mail(layout: &Layout, server: Server) -> Self {
         let replays = layout.names.replay_wildcard();
         let mut subjects = [&layout.subjects[..], std::slice::from_ref(&replays)].concat();
         subjects.sort();
         let mut wanted = Self::stream(&layout.names.stream, vec![replays], layout)
             .with(Setting::at_first("retention", json!("limits")));
         wanted.settings.retain(|setting| setting.name != "subjects");
-        wanted.with(layout.setting("subjects", "--subjects", json!(subjects)))
+        let wanted = wanted.with(layout.setting("subjects", "--subjects", json!(subjects)));
+        if !server.schedules {
+            return wanted;
+        }
+        let Names { parked_stream, .. } = &layout.names;
+        let transform = json!({ "src": layout.names.due_wildcard(), "dest": layout.names.replay_wildcard() });
+        let source = json!({ "name": parked_stream, "subject_transforms": [transform] });
+        let mut wanted = wanted.with(Setting::at_first("sources", json!([source])));
+        wanted.must_source = Some(source);
+        wanted
     }
 
-    fn consumer(layout: &Layout, many_filters: bool) -> Self {
+    fn consumer(layout: &Layout, server: Server) -> Self {
         let Names { stream, consumer, .. } = &layout.names;
         let mut filter = layout.filter.clone().unwrap_or_default();
         let mut filters = Vec::new();
         let replays = layout.names.replay_subject(">");
-        if many_filters && !filter.is_empty() {
+        if server.many_filters && !filter.is_empty() {
             filters = vec![std::mem::take(&mut filter), replays.clone()];
             filters.sort();
         }
@@ -798,7 +872,8 @@ impl Wanted {
                 Setting::always("headers_only", json!(false)),
                 Setting::always("inactive_threshold", json!(0)),
             ],
-            must_take: if many_filters { vec![replays] } else { Vec::new() },
+            must_take: if server.many_filters { vec![replays] } else { Vec::new() },
+            must_source: None,
             of_stream: Some(stream.clone()),
         }
     }
@@ -847,6 +922,7 @@ impl Wanted {
             return Plan { wanted: self, found: None, differences: Vec::new(), action, config };
         };
         self.must_take(&found.config);
+        self.must_source(&found.config);
         let differences = differences(&found.config, &self.settings);
         let mut config = found.config.clone();
         let mut action = Action::None;
@@ -884,6 +960,22 @@ impl Wanted {
                 (setting.value, setting.lasting) = (json!(taken), true);
             } else if setting.name == "filter_subject" {
                 (setting.value, setting.lasting) = (json!(""), true);
+            }
+        }
+    }
+
+    /// Makes what `have` lacks of [`Wanted::must_source`] a lasting setting, beside the sources that are there.
+    fn must_source(&mut self, have: &Map<String, Value>) {
+        let Some(source) = &self.must_source else { return };
+        let mut sources = have.get("sources").and_then(Value::as_array).cloned().unwrap_or_default();
+        let has = |other: &Value| {
+            other["name"] == source["name"] && other["subject_transforms"] == source["subject_transforms"]
+        };
+        if !sources.iter().any(has) {
+            sources.retain(|other| other["name"] != source["name"]);
+            sources.push(source.clone());
+            for setting in self.settings.iter_mut().filter(|setting| setting.name == "sources") {
+                (setting.value, setting.lasting) = (json!(sources), true);
             }
         }
     }
@@ -1155,8 +1247,11 @@ fn show_value(setting: &str, value: &Value) -> String {
             humantime::format_duration(Duration::from_nanos(nanos.as_u64().unwrap_or(0))).to_string()
         }
         ("max_bytes", Value::Number(bytes)) => bytes.as_u64().map_or("no limit".into(), show_size),
-        ("headers_only" | "allow_rollup_hdrs" | "deny_delete", Value::Null) => "false".into(),
+        ("headers_only" | "allow_rollup_hdrs" | "deny_delete" | "allow_msg_schedules", Value::Null) => "false".into(),
         (_, value) if is_default(value) => "none".into(),
+        ("sources", Value::Array(sources)) => {
+            sources.iter().filter_map(|source| source["name"].as_str()).collect::<Vec<_>>().join(", ")
+        }
         (_, Value::String(text)) => text.clone(),
         (_, Value::Array(items)) => {
             let mut text = String::new();
@@ -1334,6 +1429,9 @@ mod tests {
         <Command as clap::Parser>::parse_from(args).layout.resolve(Names::default()).expect("sound settings")
     }
 
+    /// One that can all of it.
+    const NEW: Server = Server { many_filters: true, schedules: true };
+
     #[test]
     fn flags_and_defaults_agree() {
         assert_eq!(format!("{:?}", typed(&[])), format!("{:?}", Layout::new(Names::default())));
@@ -1345,16 +1443,51 @@ mod tests {
         let names = |wanted: &Wanted| -> Vec<&str> {
             wanted.settings.iter().filter(|setting| setting.lasting).map(|setting| setting.name).collect()
         };
-        let all = |args: &[&str]| Wanted::all(&typed(args), true).iter().map(names).collect::<Vec<_>>();
+        let all = |args: &[&str]| Wanted::all(&typed(args), NEW).iter().map(names).collect::<Vec<_>>();
         let consumer =
             ["deliver_subject", "ack_policy", "max_deliver", "backoff", "headers_only", "inactive_threshold"];
         let kept = ["discard", "retention"];
         let bucket = ["discard", "retention", "allow_rollup_hdrs", "deny_delete"];
-        assert_eq!(all(&[]), [&kept[..1], &consumer, &kept, &kept, &bucket]);
+        let parked = ["max_msgs", "discard", "retention", "max_bytes", "allow_msg_schedules"];
+        assert_eq!(all(&[]), [&parked[..], &kept[..1], &consumer, &kept, &kept, &bucket]);
         let all = all(&["--no-bucket", "--mail-max-age", "1d", "--storage", "file", "--filter", "mail.a"]);
-        assert_eq!(all[0], ["discard", "storage", "max_age"]);
-        assert!(all[1].contains(&"filter_subjects") && !all[1].contains(&"ack_wait"), "{:?}", all[1]);
-        assert_eq!(all[3], ["discard", "storage", "retention"]);
+        assert_eq!(all[1], ["discard", "storage", "max_age"]);
+        assert!(all[2].contains(&"filter_subjects") && !all[2].contains(&"ack_wait"), "{:?}", all[2]);
+        assert_eq!(all[4], ["discard", "storage", "retention"]);
+    }
+
+    /// An older server knows nothing of schedules: retries wait at a consumer there.
+    #[test]
+    fn what_is_wanted_is_what_the_server_can() {
+        let shown = |server| -> Vec<String> {
+            let all = Wanted::all(&typed(&[]), server);
+            let with_sources = all.iter().filter(|wanted| wanted.must_source.is_some());
+            let sources = with_sources.map(|wanted| format!("{} has a source", wanted.shown_name));
+            all.iter().map(|wanted| wanted.shown_name.clone()).chain(sources).collect()
+        };
+        let always = ["PARKED", "MAIL", "MAIL/triage", "VERDICTS", "DEAD", "triage"];
+        assert_eq!(shown(NEW), [&always[..], &["MAIL has a source"]].concat());
+        assert_eq!(shown(Server { many_filters: true, schedules: false }), [&always[..], &["PARKED/due"]].concat());
+    }
+
+    #[test]
+    fn a_source_is_added_to_those_that_a_stream_has() {
+        let ours = json!({
+            "name": "PARKED", "subject_transforms": [{ "src": "parked.due.MAIL.>", "dest": "replay.MAIL.>" }]
+        });
+        let other = json!({ "name": "OTHER", "filter_subject": "mail.>" });
+        let wrong = json!({ "name": "PARKED" });
+        for (have, expected) in [
+            (json!({}), Some(json!([ours]))),
+            (json!({ "sources": [other, ours] }), None),
+            (json!({ "sources": [other] }), Some(json!([other, ours]))),
+            (json!({ "sources": [wrong, other] }), Some(json!([other, ours]))),
+        ] {
+            let mut mail = Wanted::mail(&typed(&[]), NEW);
+            mail.must_source(have.as_object().expect("an object"));
+            let sources = mail.settings.iter().find(|setting| setting.name == "sources").expect("sources");
+            assert_eq!(sources.lasting.then_some(&sources.value), expected.as_ref(), "{have}");
+        }
     }
 
     #[test]
@@ -1362,17 +1495,17 @@ mod tests {
         type Case = (usize, Value, Option<(&'static str, Value)>);
         let replays = "replay.MAIL.triage.>";
         let cases: [Case; 8] = [
-            (0, json!({ "subjects": ["orders.>"] }), Some(("subjects", json!(["orders.>", "replay.MAIL.>"])))),
-            (0, json!({ "subjects": ["replay.>", "orders.>"] }), None),
-            (2, json!({ "subjects": ["verdict.>", "more"] }), None),
-            (2, json!({ "subjects": ["v"] }), Some(("subjects", json!(["v", "verdict.>"])))),
-            (1, json!({}), None),
-            (1, json!({ "filter_subject": "mail.a" }), Some(("filter_subjects", json!(["mail.a", replays])))),
-            (1, json!({ "filter_subjects": [">"] }), None),
-            (1, json!({ "filter_subjects": ["b", "a"] }), Some(("filter_subjects", json!(["a", "b", replays])))),
+            (1, json!({ "subjects": ["orders.>"] }), Some(("subjects", json!(["orders.>", "replay.MAIL.>"])))),
+            (1, json!({ "subjects": ["replay.>", "orders.>"] }), None),
+            (3, json!({ "subjects": ["verdict.>", "more"] }), None),
+            (3, json!({ "subjects": ["v"] }), Some(("subjects", json!(["v", "verdict.>"])))),
+            (2, json!({}), None),
+            (2, json!({ "filter_subject": "mail.a" }), Some(("filter_subjects", json!(["mail.a", replays])))),
+            (2, json!({ "filter_subjects": [">"] }), None),
+            (2, json!({ "filter_subjects": ["b", "a"] }), Some(("filter_subjects", json!(["a", "b", replays])))),
         ];
         for (number, have, expected) in cases {
-            let mut wanted = Wanted::all(&typed(&[]), true).swap_remove(number);
+            let mut wanted = Wanted::all(&typed(&[]), NEW).swap_remove(number);
             wanted.must_take(have.as_object().expect("an object"));
             let mut lists = wanted.settings.iter().filter(|setting| setting.lasting && setting.value.is_array());
             let found = lists.find(|setting| setting.name != "backoff").map(|setting| (setting.name, &setting.value));

@@ -11,6 +11,7 @@ use crate::identity::Losses;
 use crate::log::LogArgs;
 use crate::names::{NameArgs, Names};
 use crate::nats::{Nats, NatsArgs, check_jetstream};
+use crate::parking::Mover;
 use crate::pool::{self, Guest, Limits, SLOTS_MAX};
 use crate::provision::{Layout, Mode, provision, unsafe_settings};
 use crate::replacement::{Current, Replacing, Source, Watching};
@@ -222,6 +223,11 @@ pub struct ServeArgs {
     #[arg(long, value_name = "TIME", env = "MAILROOM_RETRY_MAX", default_value = "5m", value_parser = humantime::parse_duration)]
     retry_max: Duration,
 
+    /// From which wait on a message waits in --parked-stream for its next delivery, so that nothing is unsettled at the
+    /// consumer and pods can go
+    #[arg(long, value_name = "TIME", env = "MAILROOM_PARK_AFTER", default_value = "30s", value_parser = humantime::parse_duration)]
+    park_after: Duration,
+
     /// How long to let running messages finish after SIGTERM or SIGINT
     #[arg(long, value_name = "TIME", env = "MAILROOM_GRACE", default_value = "25s", value_parser = humantime::parse_duration)]
     grace: Duration,
@@ -390,6 +396,7 @@ impl ServeArgs {
                 message_max_bytes: usize::try_from(self.message_max.as_u64()).context("--message-max")?,
                 retry_min: self.retry_min,
                 retry_max: self.retry_max,
+                park_after: self.park_after,
             },
             grace: self.grace,
             listen: self.listen,
@@ -443,6 +450,7 @@ async fn serve(config: Config, current: Current<impl Handler>, metrics: Metrics,
     not_draining.set(true);
     let not_paused = health.condition("the consumer is paused");
     not_paused.set(true);
+    tasks.spawn(Mover::new(jetstream.clone(), config.names.clone()).run());
     tasks.spawn(watch_backlog(jetstream.clone(), config.names.clone(), metrics.clone(), not_paused));
     let alarm = Alarm::default();
     let sink = Sink::new(jetstream.clone(), config.names.clone());

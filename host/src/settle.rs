@@ -17,6 +17,8 @@ pub struct Policy {
     pub retry_min: Duration,
     /// The longest wait before a message is delivered again.
     pub retry_max: Duration,
+    /// From which wait on a message waits parked, and not at the consumer.
+    pub park_after: Duration,
 }
 
 /// What the host does with a message, once its guest is done or was not run.
@@ -125,7 +127,14 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn policy() -> Policy {
-        Policy { attempts: 5, max_deliver: 20, message_max_bytes: 100, retry_min: SECOND, retry_max: 60 * SECOND }
+        Policy {
+            attempts: 5,
+            max_deliver: 20,
+            message_max_bytes: 100,
+            retry_min: SECOND,
+            retry_max: 60 * SECOND,
+            park_after: 30 * SECOND,
+        }
     }
 
     fn shown(settlement: Settlement) -> String {

@@ -4,10 +4,11 @@
 use crate::header_block::{block_bytes, block_of};
 use crate::interface::Verdict;
 use crate::letter::{
-    COMPONENT, DELIVERIES, DETAIL, HEADERS_BYTES, ID, RAW_HEADERS, REASON, STORED, SUBJECT, hides, hides_ours,
-    kept_name, subject_text,
+    COMPONENT, DELIVERIES, DETAIL, DUE, HEADERS_BYTES, ID, LETTER, RAW_HEADERS, REASON, STORED, SUBJECT, TARGET, hides,
+    hides_ours, kept_name, subject_text,
 };
 use crate::names::Names;
+use crate::parking::By;
 use crate::settle::DeadReason;
 use crate::source::Delivery;
 use async_nats::HeaderMap;
@@ -106,10 +107,21 @@ impl Sink {
     /// # Errors
     /// The verdicts cannot be read; worth repeating.
     pub async fn has_verdict(&self, id: &str) -> Result<bool, StoreError> {
-        let unavailable = |err: &dyn std::fmt::Display| StoreError::Unavailable(format!("look for a verdict: {err}"));
-        let stream =
-            self.jetstream.get_stream_no_info(&self.names.verdict_stream).await.map_err(|e| unavailable(&e))?;
-        match stream.get_last_raw_message_by_subject(&self.names.verdict_of(id)).await {
+        self.has(&self.names.verdict_stream, &self.names.verdict_of(id)).await
+    }
+
+    /// Whether the dead letter of that name is stored.
+    ///
+    /// # Errors
+    /// The dead letters cannot be read; worth repeating.
+    pub async fn has_letter(&self, letter: &str) -> Result<bool, StoreError> {
+        self.has(&self.names.dead_stream, &self.names.dead_subject(letter)).await
+    }
+
+    async fn has(&self, stream: &str, subject: &str) -> Result<bool, StoreError> {
+        let unavailable = |err: &dyn std::fmt::Display| StoreError::Unavailable(format!("look for {subject}: {err}"));
+        let stream = self.jetstream.get_stream_no_info(stream).await.map_err(|e| unavailable(&e))?;
+        match stream.get_last_raw_message_by_subject(subject).await {
             Ok(_) => Ok(true),
             Err(err) => match err.kind() {
                 LastRawMessageErrorKind::NoMessageFound => Ok(false),
@@ -149,6 +161,51 @@ impl Sink {
             }
             (stored, _) => stored,
         }
+    }
+
+    /// Stores a message, whole, where it waits until it is `due` to be run again. It may be acknowledged then: it comes
+    /// back as another message of its stream, with the same id.
+    ///
+    /// # Errors
+    /// See [`StoreError`]; it may wait there nevertheless. It is too large as well if its subject could hide from the
+    /// server what the host asks for.
+    pub async fn park(&self, delivery: &Delivery, due: SystemTime, by: By) -> Result<Stored, StoreError> {
+        let (id, subject) = (&delivery.message.id, &delivery.message.subject);
+        if hides(subject) {
+            return Err(StoreError::TooLarge(delivery.bytes()));
+        }
+        let due = humantime::format_rfc3339_millis(due).to_string();
+        let mut headers = HeaderMap::new();
+        headers.insert(ID, id.as_str());
+        headers.insert(LETTER, delivery.origin.letter(id));
+        only_once(&mut headers, &self.names.parked_stream);
+        let waits_on = match by {
+            By::Server => {
+                headers.insert("Nats-Schedule", format!("@at {due}"));
+                headers.insert("Nats-Schedule-Target", self.names.due_subject(subject));
+                self.names.scheduled_subject(id, delivery.count)
+            }
+            By::Mover => {
+                headers.insert(DUE, due);
+                headers.insert(TARGET, self.names.replay_subject(subject));
+                self.names.held_subject(id, delivery.count)
+            }
+        };
+        let mut payload = delivery.payload.clone();
+        match (delivery.origin.front(), &delivery.headers) {
+            (None, Some(senders)) if !hides_ours(senders) => keep(senders, &mut headers),
+            (None, None) => {}
+            (front, senders) => {
+                let block = match front {
+                    Some(front) => front.clone(),
+                    None => senders.as_ref().map(block_of).unwrap_or_default().into(),
+                };
+                headers.insert(HEADERS_BYTES, block.len().to_string());
+                payload = [&block[..], &payload].concat().into();
+            }
+        }
+        add_history(delivery, &mut headers);
+        self.publish(waits_on, headers, payload).await
     }
 
     /// Stores a message, whole, whose header block the client library cannot read.
@@ -202,11 +259,8 @@ impl Sink {
         let Cause { reason, detail, component } = cause;
         let id = &delivery.message.id;
         let mut headers = HeaderMap::new();
-        for (name, values) in delivery.headers.iter().flat_map(HeaderMap::iter) {
-            let name = name.to_string();
-            for value in values {
-                headers.append(kept_name(&name), value.clone());
-            }
+        if let Some(senders) = &delivery.headers {
+            keep(senders, &mut headers);
         }
         for (name, values) in headers_of_ours(id, component).iter() {
             for value in values {
@@ -217,15 +271,10 @@ impl Sink {
         only_once(&mut headers, &self.names.dead_stream);
         headers.insert(REASON, reason.name());
         headers.insert(SUBJECT, subject_text(&delivery.message.subject));
-        let stored = UNIX_EPOCH + Duration::from_millis(delivery.message.time);
-        headers.insert(STORED, humantime::format_rfc3339_millis(stored).to_string());
-        headers.insert(DELIVERIES, delivery.count.to_string());
         if !detail.is_empty() {
             headers.insert(DETAIL, header_text(detail));
         }
-        if let Some(raw) = delivery.origin.raw_headers() {
-            headers.insert(RAW_HEADERS, raw.clone());
-        }
+        add_history(delivery, &mut headers);
         headers
     }
 
@@ -245,6 +294,24 @@ impl Sink {
                 _ => Err(StoreError::Unavailable(err.to_string())),
             },
         }
+    }
+}
+
+/// Adds a sender's headers, under names that say nothing to NATS.
+fn keep(senders: &HeaderMap, headers: &mut HeaderMap) {
+    for (name, values) in senders.iter() {
+        let kept = kept_name(name.as_ref());
+        values.iter().for_each(|value| headers.append(kept.clone(), value.clone()));
+    }
+}
+
+/// Adds what the message has behind it.
+fn add_history(delivery: &Delivery, headers: &mut HeaderMap) {
+    let stored = UNIX_EPOCH + Duration::from_millis(delivery.message.time);
+    headers.insert(STORED, humantime::format_rfc3339_millis(stored).to_string());
+    headers.insert(DELIVERIES, delivery.count.to_string());
+    if let Some(raw) = delivery.origin.raw_headers() {
+        headers.insert(RAW_HEADERS, raw.clone());
     }
 }
 

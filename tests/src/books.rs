@@ -33,7 +33,9 @@ impl Books {
     /// # Errors
     /// When one of them cannot be read.
     pub async fn of(jetstream: &Context) -> Result<Self> {
-        let mails = streams::messages(jetstream, MAIL).await?;
+        let mut mails = streams::messages(jetstream, MAIL).await?;
+        // A parked retry that came back is no mail of its own.
+        mails.retain(|mail| !mail.subject.starts_with("replay."));
         let (verdicts, dead_letters) = (streams::verdicts(jetstream).await?, streams::dead_letters(jetstream).await?);
         let mut ends: BTreeMap<u64, Vec<&Stored>> = mails.iter().map(|mail| (mail.sequence, Vec::new())).collect();
         let mut books = Self { mails: mails.len() as u64, verdicts: verdicts.len(), ..Self::default() };

@@ -56,7 +56,14 @@ impl Fleet {
     /// # Errors
     /// When one of them does not become ready.
     pub async fn start(provision: &[&str], hosts: usize, args: &[&str]) -> Result<Self> {
-        let bed = Bed::provisioned(provision).await?;
+        Self::on(Bed::provisioned(provision).await?, provision, hosts, args).await
+    }
+
+    /// Starts hosts on a server that was made with these arguments for `host provision`.
+    ///
+    /// # Errors
+    /// As [`Fleet::start`].
+    pub async fn on(bed: Bed, provision: &[&str], hosts: usize, args: &[&str]) -> Result<Self> {
         let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
         let (hosts_so_far, past) = (Vec::new(), Vec::new());
         let (provision, args) = (words(provision), words(args));

@@ -18,6 +18,7 @@ pub fn mails(seed: u64) -> impl Iterator<Item = &'static str> {
         4..7 => "fail-until 2",
         7..9 => "sleep 20",
         9 => "spin 3",
+        10..13 => "retry-until 3 60",
         _ => "verdict support",
     })
 }

@@ -34,11 +34,13 @@ pub struct Settings {
     pub extra: String,
     /// The address to listen at: one that other machines do not reach.
     pub address: Ipv4Addr,
+    /// Whether it is [`tools::new_nats_server`], and not what the machine has.
+    pub new: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { jetstream: true, extra: String::new(), address: Ipv4Addr::LOCALHOST }
+        Self { jetstream: true, extra: String::new(), address: Ipv4Addr::LOCALHOST, new: false }
     }
 }
 
@@ -55,6 +57,14 @@ impl NatsServer {
     /// When there is no nats-server, or it does not answer; the error quotes its last line.
     pub async fn start() -> Result<Self> {
         Self::start_with(Settings::default()).await
+    }
+
+    /// The same with a server that is 2.12 or newer.
+    ///
+    /// # Errors
+    /// As [`NatsServer::start`].
+    pub async fn start_new() -> Result<Self> {
+        Self::start_with(Settings { new: true, ..Settings::default() }).await
     }
 
     /// Starts a server with more configuration.
@@ -190,7 +200,7 @@ fn spawn(folder: &Path, settings: &Settings, listen: &str, monitoring: &str) -> 
     text += &settings.extra;
     let file = folder.join(CONFIGURATION);
     std::fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
-    let mut command = Command::new(tools::nats_server()?);
+    let mut command = Command::new(if settings.new { tools::new_nats_server()? } else { tools::nats_server()? });
     command.arg("--config").arg(file);
     Process::spawn("nats-server", command)
 }

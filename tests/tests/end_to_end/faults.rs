@@ -14,7 +14,7 @@ const SHORT: [&str; 4] = ["--ack-wait", "2s", "--deadline", "1500ms"];
 
 /// For hosts that shall not hold too much, and shall not wait long after a failure. A delivery that was cut off counts
 /// as one, but never makes an honest mail a dead letter.
-const BRISK: [&str; 16] = [
+const BRISK: [&str; 18] = [
     "--log",
     "info,guest=off",
     "--shards",
@@ -31,6 +31,8 @@ const BRISK: [&str; 16] = [
     "20ms",
     "--retry-max",
     "200ms",
+    "--park-after",
+    "50ms",
 ];
 
 /// Two hosts on one consumer are killed twenty times at random moments in a run of 20,000 mails.

@@ -18,6 +18,7 @@ mod made_again;
 mod manifests;
 mod messages;
 mod offline;
+mod parking;
 mod permissions;
 mod provision;
 mod replacement;
