@@ -16,7 +16,7 @@ use async_nats::jetstream::consumer::{PullConsumer, pull};
 use async_nats::jetstream::message::{AckKind, PublishMessage};
 use async_nats::jetstream::response::Response;
 use async_nats::jetstream::{self, ErrorCode};
-use futures::StreamExt as _;
+use futures::TryStreamExt as _;
 use serde::Deserialize;
 use serde_json::json;
 use std::time::{Duration, SystemTime};
@@ -24,6 +24,9 @@ use tokio::time::{sleep, timeout};
 
 /// The consumer of the parked stream at which retries wait that hosts bring back.
 pub const DUE_CONSUMER: &str = "due";
+
+/// After which time a retry that a mover does nothing about is given to another: much longer than it takes.
+pub const DUE_ACK_WAIT: Duration = Duration::from_secs(5);
 
 /// How many retries a mover takes at a time, and how long it waits for them.
 const BATCH: (usize, Duration) = (100, Duration::from_secs(30));
@@ -166,16 +169,16 @@ impl Mover {
     /// Serves one batch.
     async fn serve(&self, consumer: &PullConsumer) -> Result<()> {
         let (most, expires) = BATCH;
-        let mut batch =
-            consumer.batch().max_messages(most).expires(expires).messages().await.context("ask for them")?;
-        while let Some(message) = batch.next().await {
-            let message = message.map_err(anyhow::Error::from_boxed)?;
+        let batch = consumer.batch().max_messages(most).expires(expires).messages().await.context("ask for them")?;
+        // Each takes some round trips, which others need not wait for.
+        let each = batch.map_err(anyhow::Error::from_boxed).try_for_each_concurrent(most, async |message| {
             if let Err(err) = self.see_to(&message).await {
                 tracing::warn!(subject = %message.subject, "bring a parked retry back: {err:#}; again in {AGAIN_AFTER:?}");
                 let _ = message.ack_with(AckKind::Nak(Some(AGAIN_AFTER))).await;
             }
-        }
-        Ok(())
+            Ok(())
+        });
+        each.await
     }
 
     /// Puts it off until it is due, or brings it back.

@@ -6,7 +6,7 @@
 use crate::cli::counted;
 use crate::names::{NameArgs, Names, check_bucket, check_pattern, covers, overlap};
 use crate::nats::{NatsArgs, check_jetstream, warn_if_refused};
-use crate::parking::DUE_CONSUMER;
+use crate::parking::{DUE_ACK_WAIT, DUE_CONSUMER};
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use async_nats::jetstream::response::Response;
 use async_nats::jetstream::stream::{DiscardPolicy, RetentionPolicy};
@@ -810,7 +810,7 @@ impl Wanted {
                 Setting::always("ack_policy", json!("explicit")),
                 Setting::always("max_deliver", json!(-1)),
                 Setting::always("max_ack_pending", json!(-1)),
-                Setting::at_first("ack_wait", nanos(Duration::from_secs(30))),
+                Setting::at_first("ack_wait", nanos(DUE_ACK_WAIT)),
                 Setting::always("filter_subject", json!(layout.names.held_wildcard())),
             ],
             must_take: Vec::new(),

@@ -14,11 +14,13 @@ use crate::source::Delivery;
 use async_nats::HeaderMap;
 use async_nats::jetstream::context::{PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::response::Response;
 use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use async_nats::jetstream::{self, Context, ErrorCode};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
+use serde_json::{Value, json};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Most bytes of a trace header that is copied to the verdict: what W3C Trace Context asks everyone to carry.
@@ -107,21 +109,10 @@ impl Sink {
     /// # Errors
     /// The verdicts cannot be read; worth repeating.
     pub async fn has_verdict(&self, id: &str) -> Result<bool, StoreError> {
-        self.has(&self.names.verdict_stream, &self.names.verdict_of(id)).await
-    }
-
-    /// Whether the dead letter of that name is stored.
-    ///
-    /// # Errors
-    /// The dead letters cannot be read; worth repeating.
-    pub async fn has_letter(&self, letter: &str) -> Result<bool, StoreError> {
-        self.has(&self.names.dead_stream, &self.names.dead_subject(letter)).await
-    }
-
-    async fn has(&self, stream: &str, subject: &str) -> Result<bool, StoreError> {
-        let unavailable = |err: &dyn std::fmt::Display| StoreError::Unavailable(format!("look for {subject}: {err}"));
-        let stream = self.jetstream.get_stream_no_info(stream).await.map_err(|e| unavailable(&e))?;
-        match stream.get_last_raw_message_by_subject(subject).await {
+        let unavailable = |err: &dyn std::fmt::Display| StoreError::Unavailable(format!("look for a verdict: {err}"));
+        let stream =
+            self.jetstream.get_stream_no_info(&self.names.verdict_stream).await.map_err(|e| unavailable(&e))?;
+        match stream.get_last_raw_message_by_subject(&self.names.verdict_of(id)).await {
             Ok(_) => Ok(true),
             Err(err) => match err.kind() {
                 LastRawMessageErrorKind::NoMessageFound => Ok(false),
@@ -130,6 +121,25 @@ impl Sink {
                 }
                 _ => Err(unavailable(&err)),
             },
+        }
+    }
+
+    /// Whether the dead letter of that name is stored.
+    ///
+    /// # Errors
+    /// The dead letters cannot be read; worth repeating.
+    pub async fn has_letter(&self, letter: &str) -> Result<bool, StoreError> {
+        let unavailable =
+            |err: &dyn std::fmt::Display| StoreError::Unavailable(format!("look for a dead letter: {err}"));
+        // Asks how many there are on its subject, since hosts need not be allowed to read dead letters.
+        let request = json!({ "subjects_filter": self.names.dead_subject(letter) });
+        let info = format!("STREAM.INFO.{}", self.names.dead_stream);
+        match self.jetstream.request::<_, _, Response<Value>>(info, &request).await {
+            Ok(Response::Ok(info)) => {
+                Ok(info["state"]["subjects"].as_object().is_some_and(|subjects| !subjects.is_empty()))
+            }
+            Ok(Response::Err { error }) => Err(unavailable(&error)),
+            Err(err) => Err(unavailable(&err)),
         }
     }
 

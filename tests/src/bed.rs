@@ -169,7 +169,10 @@ impl Bed {
         self.settled().await?;
         // In a cluster a server that has just come back gives no answers, or those of the time before it stood still.
         let look = async || Books::of(&self.jetstream).await;
-        let books = eventually(self.patience, "no mail is lost", look, |books| books.lost.is_empty()).await?;
+        let books = eventually(self.patience, "no mail is lost or unknown", look, |books| {
+            books.lost.is_empty() && books.unknown.is_empty()
+        })
+        .await?;
         books.balance()?;
         ensure!(books.mails == mails, "{} of {mails} mails are in the stream", books.mails);
         Ok(books)

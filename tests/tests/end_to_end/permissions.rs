@@ -121,7 +121,13 @@ async fn no_user_can_do_more() -> Result<()> {
         "$JS.API.CONSUMER.CREATE.MAIL",
         "$JS.API.CONSUMER.DURABLE.CREATE.MAIL.mine",
     ];
-    const WORK: [&str; 3] = ["verdict.support.x", "dead.MAIL.triage.x", "$JS.ACK.MAIL.triage.1.1.1.1.1"];
+    const WORK: [&str; 5] = [
+        "verdict.support.x",
+        "dead.MAIL.triage.x",
+        "parked.scheduled.MAIL.triage.x",
+        "parked.held.MAIL.triage.x",
+        "$JS.ACK.MAIL.triage.1.1.1.1.1",
+    ];
     const READING: [&str; 3] =
         ["$JS.API.STREAM.MSG.GET.MAIL", "$JS.API.CONSUMER.MSG.NEXT.MAIL.triage", "$JS.API.CONSUMER.CREATE.MAIL.mine"];
     let own: [(&str, &[&[&str]]); 5] = [
@@ -130,7 +136,7 @@ async fn no_user_can_do_more() -> Result<()> {
             &[
                 &DESTRUCTIVE,
                 &MAKING,
-                &["mail.test", "replay.MAIL.triage.x", "$JS.API.STREAM.MSG.GET.DEAD"],
+                &["mail.test", "replay.MAIL.other.x", "parked.held.MAIL.other.x", "$JS.API.STREAM.MSG.GET.DEAD"],
                 &["$JS.API.CONSUMER.MSG.NEXT.MAIL.other", "$JS.ACK.MAIL.other.1.1.1.1.1"],
                 &["$JS.API.CONSUMER.CREATE.DEAD", "$JS.API.CONSUMER.CREATE.VERDICTS", "$KV.other.key"],
             ],
