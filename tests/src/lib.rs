@@ -5,6 +5,7 @@
 //! | [`tools`] | where the executables and components lie, and which command makes a missing one |
 //! | [`NatsServer`] | a private nats-server on a free port, gone when dropped |
 //! | [`Host`] | a `host run` process: its log, its metrics, its signals |
+//! | [`Scaler`] | a `host scaler` process, and KEDA's calls to it |
 //! | [`bed`] | what most tests stand on: a provisioned server |
 //! | [`streams`] | what is stored: verdicts, dead letters, mail |
 //! | [`Books`] | what went in, and what came of each |
@@ -35,6 +36,7 @@ mod process;
 mod proxy;
 mod raw;
 pub mod report;
+pub mod scaler;
 pub mod streams;
 pub mod tools;
 mod wait;
@@ -48,6 +50,7 @@ pub use nats::{NatsServer, Settings};
 pub use process::Process;
 pub use proxy::Proxy;
 pub use raw::RawClient;
+pub use scaler::Scaler;
 pub use wait::{asked_to_stop, eventually};
 
 /// Everything an end-to-end test usually needs.

@@ -21,6 +21,7 @@ mod offline;
 mod permissions;
 mod provision;
 mod replacement;
+mod scaler;
 mod serve;
 mod startup;
 mod steady;
