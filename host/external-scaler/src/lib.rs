@@ -107,14 +107,14 @@ mod tests {
         assert_eq!(IsActiveResponse { result: true }.encode_to_vec(), b"\x08\x01");
         let one = 1.0_f64.to_le_bytes();
         let spec = MetricSpec { metric_name: "m".into(), target_size: 7, target_size_float: 1.0 };
-        let expected = [b"\x0a\x01m\x10\x07\x19", &one[..]].concat();
+        let expected = [&b"\x0a\x01m\x10\x07\x19"[..], &one[..]].concat();
         assert_eq!(spec.encode_to_vec(), expected);
         let value = MetricValue { metric_name: "m".into(), metric_value: 7, metric_value_float: 1.0 };
         assert_eq!(value.encode_to_vec(), expected);
-        let within = [b"\x0a\x0e", &expected[..]].concat();
+        let within = [&b"\x0a\x0e"[..], &expected[..]].concat();
         assert_eq!(GetMetricSpecResponse { metric_specs: vec![spec] }.encode_to_vec(), within);
         assert_eq!(GetMetricsResponse { metric_values: vec![value] }.encode_to_vec(), within);
         let request = GetMetricsRequest { scaled_object_ref: Some(object), metric_name: "m".into() };
-        assert_eq!(request.encode_to_vec(), [b"\x0a\x0e", &bytes[..], b"\x12\x01m"].concat());
+        assert_eq!(request.encode_to_vec(), [&b"\x0a\x0e"[..], &bytes[..], &b"\x12\x01m"[..]].concat());
     }
 }

@@ -132,7 +132,7 @@ mod tests {
     fn keys_of_keda_are_passed_over_and_defaults_are_those_of_its_own_trigger() {
         let keda = [("scalerAddress", "s:1"), ("enableTLS", "true"), ("unsafeSsl", "false"), ("tlsCertFile", "/a")];
         let trigger =
-            parse(&[&[("stream", "MAIL"), ("consumerFromEnv", "triage")], &keda[..]].concat()).expect("parse");
+            parse(&[&[("stream", "MAIL"), ("consumerFromEnv", "triage")][..], &keda[..]].concat()).expect("parse");
         let expected = Trigger {
             stream: "MAIL".into(),
             consumer: "triage".into(),
