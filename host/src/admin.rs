@@ -9,6 +9,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus::core::Collector;
 use prometheus::local::LocalHistogram;
+use prometheus::proto::MetricFamily;
 use prometheus::{
     Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
@@ -177,7 +178,11 @@ impl Metrics {
         self.component_loads.with_label_values(&[outcome]).inc();
     }
 
-    fn text(&self) -> Result<Vec<u8>> {
+    /// All of them in Prometheus' text format.
+    ///
+    /// # Errors
+    /// None in practice: the names are fixed.
+    pub fn text(&self) -> Result<Vec<u8>> {
         let (digest, pool_use) = (self.component)();
         if let Some(PoolUse { instances, kept_bytes }) = pool_use {
             self.pool_instances.set(i64::try_from(instances).unwrap_or(i64::MAX));
@@ -189,10 +194,18 @@ impl Metrics {
             &["digest"],
         )?;
         info.with_label_values(&[&digest]).set(1);
-        let mut text = Vec::new();
-        TextEncoder::new().encode(&[self.registry.gather(), info.collect()].concat(), &mut text)?;
-        Ok(text)
+        encode(&[self.registry.gather(), info.collect()].concat())
     }
+}
+
+/// Metrics in Prometheus' text format.
+///
+/// # Errors
+/// A metric without a name or a value.
+pub fn encode(metrics: &[MetricFamily]) -> Result<Vec<u8>> {
+    let mut text = Vec::new();
+    TextEncoder::new().encode(metrics, &mut text)?;
+    Ok(text)
 }
 
 /// One shard's share of the metrics: counted without contention, handed over by [`Stages::flush`].
@@ -363,8 +376,8 @@ impl Admin {
         Ok(Self { listener, address })
     }
 
-    /// Serves `/metrics`, `/livez` and `/readyz` until the future is dropped.
-    pub async fn serve(self, metrics: Metrics, health: Health) {
+    /// Serves `/metrics`, which is what `metrics` says, `/livez` and `/readyz` until the future is dropped.
+    pub async fn serve(self, metrics: impl Fn() -> Result<Vec<u8>> + Clone + Send + Sync + 'static, health: Health) {
         let mut connections = tokio::task::JoinSet::new();
         loop {
             let stream = match self.listener.accept().await {
@@ -393,7 +406,11 @@ impl Admin {
     }
 }
 
-fn respond(request: &Request<Incoming>, metrics: &Metrics, health: &Health) -> Response<Full<Bytes>> {
+fn respond(
+    request: &Request<Incoming>,
+    metrics: impl Fn() -> Result<Vec<u8>>,
+    health: &Health,
+) -> Response<Full<Bytes>> {
     let text = "text/plain; charset=utf-8";
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return response(StatusCode::METHOD_NOT_ALLOWED, text, "GET /metrics, /livez or /readyz\n".into());
@@ -404,7 +421,7 @@ fn respond(request: &Request<Incoming>, metrics: &Metrics, health: &Health) -> R
             missing if missing.is_empty() => response(StatusCode::OK, text, "ready\n".into()),
             missing => response(StatusCode::SERVICE_UNAVAILABLE, text, (missing.join("\n") + "\n").into()),
         },
-        "/metrics" => match metrics.text() {
+        "/metrics" => match metrics() {
             Ok(metrics) => response(StatusCode::OK, prometheus::TEXT_FORMAT, metrics.into()),
             Err(err) => response(StatusCode::INTERNAL_SERVER_ERROR, text, format!("{err:#}\n").into()),
         },

@@ -52,6 +52,10 @@ enum Command {
     #[cfg(feature = "compile")]
     Image(Box<crate::image::ImageArgs>),
 
+    /// Tell KEDA how many hosts there should be: an external scaler
+    #[cfg(feature = "scaler")]
+    Scaler(Box<crate::scaler::ScalerArgs>),
+
     /// Print a completion script for your shell
     Completions {
         /// The shell to complete in
@@ -97,6 +101,8 @@ impl Cli {
             Command::Inspect(args) => args.execute(),
             #[cfg(feature = "compile")]
             Command::Image(args) => args.execute(),
+            #[cfg(feature = "scaler")]
+            Command::Scaler(args) => args.execute(),
             Command::Completions { shell } => {
                 let mut script = Vec::new();
                 clap_complete::generate(shell, &mut Self::command(), "host", &mut script);

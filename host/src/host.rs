@@ -270,7 +270,7 @@ impl<H: Handler> Host<H> {
 }
 
 /// Whether nothing serves the client any more. That does not mend itself, and the client does not say so.
-fn is_broken_off(client: &Client) -> bool {
+pub fn is_broken_off(client: &Client) -> bool {
     matches!(client.flush().now_or_never(), Some(Err(_)))
 }
 

@@ -47,6 +47,8 @@ mod image;
 mod mails;
 mod provision;
 mod publish;
+#[cfg(feature = "scaler")]
+mod scaler;
 mod triage;
 mod verdicts;
 

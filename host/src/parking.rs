@@ -99,7 +99,7 @@ impl Parking {
             let source = mail.sources.iter().find(|source| source.name == names.parked_stream)?;
             source.subject_transforms.iter().any(leads_back).then_some(By::Server)?
         } else {
-            due_consumer(jetstream, names).await?;
+            due_consumer(jetstream, &names.parked_stream).await?;
             By::Mover
         };
         let wait_max = if parked.max_age == 0 { Duration::MAX } else { Duration::from_nanos(parked.max_age / 2) };
@@ -122,8 +122,8 @@ async fn config(jetstream: &jetstream::Context, stream: &str) -> Option<Config> 
     }
 }
 
-async fn due_consumer(jetstream: &jetstream::Context, names: &Names) -> Option<PullConsumer> {
-    let stream = jetstream.get_stream_no_info(&names.parked_stream).await.ok()?;
+async fn due_consumer(jetstream: &jetstream::Context, parked_stream: &str) -> Option<PullConsumer> {
+    let stream = jetstream.get_stream_no_info(parked_stream).await.ok()?;
     stream.get_consumer::<pull::Config>(DUE_CONSUMER).await.ok()
 }
 
@@ -133,13 +133,13 @@ async fn due_consumer(jetstream: &jetstream::Context, names: &Names) -> Option<P
 /// that is brought back twice is one message to the server, or one id to the host that gets it.
 pub struct Mover {
     jetstream: jetstream::Context,
-    names: Names,
+    parked_stream: String,
 }
 
 impl Mover {
-    /// One for the parked stream of these names.
-    pub fn new(jetstream: jetstream::Context, names: Names) -> Self {
-        Self { jetstream, names }
+    /// One for the parked stream of this name.
+    pub fn new(jetstream: jetstream::Context, parked_stream: String) -> Self {
+        Self { jetstream, parked_stream }
     }
 
     /// Goes on for ever. Where there is no consumer to serve it looks again now and then.
@@ -148,7 +148,7 @@ impl Mover {
     /// Nothing is lost when the future is dropped.
     pub async fn run(self) {
         loop {
-            let Some(consumer) = due_consumer(&self.jetstream, &self.names).await else {
+            let Some(consumer) = due_consumer(&self.jetstream, &self.parked_stream).await else {
                 sleep(LOOK_EVERY).await;
                 continue;
             };
@@ -211,7 +211,7 @@ impl Mover {
         message.double_ack().await.map_err(anyhow::Error::from_boxed)?;
         // Left where it is it would do no harm, until the stream lets it go by its age.
         let sequence = message.info().map_err(anyhow::Error::from_boxed)?.stream_sequence;
-        let subject = format!("STREAM.MSG.DELETE.{}", self.names.parked_stream);
+        let subject = format!("STREAM.MSG.DELETE.{}", self.parked_stream);
         let delete: Result<Response<serde_json::Value>, _> =
             self.jetstream.request(subject, &json!({ "seq": sequence, "no_erase": true })).await;
         if let Err(err) = delete {

@@ -242,9 +242,12 @@ pub struct ServeArgs {
     log: LogArgs,
 }
 
+/// Where the admin endpoint is.
 #[derive(Debug, Clone, Copy)]
-enum Listen {
+pub enum Listen {
+    /// At this address.
     At(SocketAddr),
+    /// There is none.
     Nowhere,
 }
 
@@ -425,7 +428,8 @@ async fn serve(config: Config, current: Current<impl Handler>, metrics: Metrics,
     if let Listen::At(address) = config.listen {
         let admin = Admin::bind(address).await?;
         tracing::info!(url = format!("http://{}", admin.address), "admin endpoint");
-        tasks.spawn(admin.serve(metrics.clone(), health.clone()));
+        let metrics = metrics.clone();
+        tasks.spawn(admin.serve(move || metrics.text(), health.clone()));
     }
 
     let connecting = connect_patiently(&config.nats, "mailroom", Arc::<Losses>::default(), connected, &stop.drain);
@@ -450,7 +454,7 @@ async fn serve(config: Config, current: Current<impl Handler>, metrics: Metrics,
     not_draining.set(true);
     let not_paused = health.condition("the consumer is paused");
     not_paused.set(true);
-    tasks.spawn(Mover::new(jetstream.clone(), config.names.clone()).run());
+    tasks.spawn(Mover::new(jetstream.clone(), config.names.parked_stream.clone()).run());
     tasks.spawn(watch_backlog(jetstream.clone(), config.names.clone(), metrics.clone(), not_paused));
     let alarm = Alarm::default();
     let sink = Sink::new(jetstream.clone(), config.names.clone());
@@ -629,16 +633,22 @@ async fn watch_backlog(
     }
 }
 
-struct Signals {
+/// The signals that ask a process to stop.
+pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
     on_terminal: bool,
-    last: i32,
+    /// The number of the last one; 0 before the first.
+    pub last: i32,
 }
 
 impl Signals {
-    fn new() -> Result<Self> {
+    /// Takes them from now on.
+    ///
+    /// # Errors
+    /// The system does not let us.
+    pub fn new() -> Result<Self> {
         let terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
         let interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
         let hangup = signal(SignalKind::hangup()).context("handle SIGHUP")?;
@@ -646,7 +656,7 @@ impl Signals {
     }
 
     /// Waits for the next one and names it.
-    async fn next(&mut self) -> &'static str {
+    pub async fn next(&mut self) -> &'static str {
         select! {
             _ = self.terminate.recv() => {
                 self.last = SignalKind::terminate().as_raw_value();

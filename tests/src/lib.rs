@@ -5,11 +5,15 @@
 //! | [`tools`] | where the executables and components lie, and which command makes a missing one |
 //! | [`NatsServer`] | a private nats-server on a free port, gone when dropped |
 //! | [`Host`] | a `host run` process: its log, its metrics, its signals |
+//! | [`Scaler`] | a `host scaler` process, and KEDA's calls to it |
 //! | [`bed`] | what most tests stand on: a provisioned server |
 //! | [`streams`] | what is stored: verdicts, dead letters, mail |
 //! | [`Books`] | what went in, and what came of each |
 //! | [`Fleet`] | hosts that share a consumer, and all that may happen to them |
 //! | [`Cluster`] | three servers that keep every stream three times |
+//! | [`autoscaler`] | KEDA and Kubernetes' autoscaler, as far as they decide how many hosts there are |
+//! | [`simulation`] | hosts that come and go as these decide |
+//! | [`lines`] | curves over time as a picture |
 //! | [`Proxy`] | a network that can be cut |
 //! | [`mix`] | mails of all kinds, and a publisher that nothing stops |
 //! | [`ImageLayout`] | a container image on disk, checked |
@@ -20,6 +24,7 @@
 //!
 //! Nothing here sleeps for a fixed time: whatever is waited for has a condition and a deadline ([`eventually`]).
 
+pub mod autoscaler;
 pub mod bed;
 mod books;
 mod cluster;
@@ -28,6 +33,7 @@ mod fleet;
 mod host;
 pub mod http;
 mod layout;
+pub mod lines;
 pub mod mix;
 mod nats;
 pub mod page;
@@ -35,6 +41,8 @@ mod process;
 mod proxy;
 mod raw;
 pub mod report;
+pub mod scaler;
+pub mod simulation;
 pub mod streams;
 pub mod tools;
 mod wait;
@@ -48,6 +56,7 @@ pub use nats::{NatsServer, Settings};
 pub use process::Process;
 pub use proxy::Proxy;
 pub use raw::RawClient;
+pub use scaler::Scaler;
 pub use wait::{asked_to_stop, eventually};
 
 /// Everything an end-to-end test usually needs.

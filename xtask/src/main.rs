@@ -63,6 +63,9 @@ Commands:
                         controllers and kubelet, which are built from Debian's sources the first time, in 10 minutes, and
                         kept in ~/.cache/mailroom/kubernetes
                           FILTER  only tests whose name begins with one of these
+  simulate [--quick] [--burst N] [--rate N] [--cooldown SECONDS]
+                        Build, and let hosts come and go with the work as KEDA and Kubernetes decide, once with KEDA's own
+                        trigger and once with `host scaler`; prints what it took, and draws it to TARGET/simulate
   soak [--minutes N] [--seed S] [--hosts N] [--rate N]
                         Build, and let everything fail at random while hosts work: kills, freezes, cut networks, streams
                         that refuse. Every round of half a minute each mail must have one verdict or dead letter,
@@ -96,7 +99,7 @@ Commands:
                           TARGET/dist/SHA256SUMS
   help                  Print this
 
-Options of bench, demo, soak, test, test-cgroup2 and test-kubernetes:
+Options of bench, demo, simulate, soak, test, test-cgroup2 and test-kubernetes:
   --nats-server PATH    Use this nats-server
 
 TARGET is cargo's target directory, `target` unless you chose another. Everything fetched goes below it, nothing is
@@ -131,6 +134,7 @@ enum Task {
     Build,
     Demo { keep: bool, nats_server: Option<PathBuf> },
     Soak { nats_server: Option<PathBuf>, args: Vec<OsString> },
+    Simulate { nats_server: Option<PathBuf>, args: Vec<OsString> },
     Test { nats_server: Option<PathBuf>, filters: Vec<OsString> },
     TestCgroup2 { nats_server: Option<PathBuf>, filters: Vec<OsString> },
     TestKubernetes { nats_server: Option<PathBuf>, filters: Vec<OsString> },
@@ -174,6 +178,7 @@ impl Task {
             }
             Some("fuzz") if nats_server.is_none() => Self::Fuzz(Fuzz::parse(rest.drain(..))?),
             Some("demo") => Self::Demo { keep, nats_server },
+            Some("simulate") => Self::Simulate { nats_server, args: std::mem::take(&mut rest) },
             Some("soak") => Self::Soak { nats_server, args: std::mem::take(&mut rest) },
             Some("test") => Self::Test { nats_server, filters: std::mem::take(&mut rest) },
             Some("test-cgroup2") => Self::TestCgroup2 { nats_server, filters: std::mem::take(&mut rest) },
@@ -201,6 +206,11 @@ impl Task {
         let unknown = match &task {
             Self::Test { filters, .. } | Self::TestCgroup2 { filters, .. } | Self::TestKubernetes { filters, .. } => {
                 filters.iter().find(|filter| filter.as_encoded_bytes().starts_with(b"-"))
+            }
+            Self::Simulate { args, .. } => {
+                let known = ["--quick", "--burst", "--rate", "--cooldown", "--out"];
+                let is_known = |arg: &OsString| known.iter().any(|known| arg == known);
+                args.iter().find(|arg| arg.as_encoded_bytes().starts_with(b"-") && !is_known(arg))
             }
             Self::Soak { args, .. } => {
                 let known =
@@ -233,6 +243,7 @@ impl Task {
                 node::build(&workspace)
             }
             Self::Demo { keep, nats_server } => demo(&Workspace::find()?, keep, nats_server),
+            Self::Simulate { nats_server, args } => simulate(&Workspace::find()?, nats_server, &args),
             Self::Soak { nats_server, args } => soak(&Workspace::find()?, nats_server, &args),
             Self::Test { nats_server, filters } => test(&Workspace::find()?, nats_server, &filters),
             Self::TestCgroup2 { nats_server, filters } => cgroup2::test(&Workspace::find()?, nats_server, &filters),
@@ -282,6 +293,15 @@ fn soak(workspace: &Workspace, nats_server: Option<PathBuf>, args: &[OsString]) 
     let mut soak = workspace.command(workspace.target.join("release/soak"));
     soak.envs(places(workspace)).env("MAILROOM_TEST_NATS_SERVER", nats_server).args(args);
     step::run("soak the host", soak)
+}
+
+fn simulate(workspace: &Workspace, nats_server: Option<PathBuf>, args: &[OsString]) -> Result<()> {
+    let nats_server = tools::nats_server(workspace, nats_server)?;
+    build(workspace)?;
+    let mut simulate = workspace.command(workspace.target.join("release/simulate"));
+    simulate.arg("--out").arg(workspace.target.join("simulate"));
+    simulate.envs(places(workspace)).env("MAILROOM_TEST_NATS_SERVER", nats_server).args(args);
+    step::run("simulate how hosts come and go", simulate)
 }
 
 fn test(workspace: &Workspace, nats_server: Option<PathBuf>, filters: &[OsString]) -> Result<()> {
@@ -373,7 +393,7 @@ mod tests {
     fn arguments_mean_what_the_help_says() {
         let path = || Some(PathBuf::from("/n"));
         let filters = |filters: &[&str]| filters.iter().map(OsString::from).collect();
-        let cases: [(&[&str], Option<Task>); 29] = [
+        let cases: [(&[&str], Option<Task>); 31] = [
             (&[], Some(Task::Help)),
             (&["--help"], Some(Task::Help)),
             (&["test", "--help"], Some(Task::Help)),
@@ -390,6 +410,8 @@ mod tests {
                 Some(Task::Soak { nats_server: path(), args: filters(&["--minutes", "30", "--seed", "7"]) }),
             ),
             (&["soak", "--minute", "30"], None),
+            (&["simulate", "--quick"], Some(Task::Simulate { nats_server: None, args: filters(&["--quick"]) })),
+            (&["simulate", "--quik"], None),
             (&["test"], Some(Task::Test { nats_server: None, filters: vec![] })),
             (
                 &["test", "a", "--nats-server=/n", "b"],

@@ -5,11 +5,13 @@
 use crate::offline::commands;
 use anyhow::anyhow;
 use boon::{Compiler, SchemaIndex, Schemas};
+use external_scaler::ScaledObjectRef;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
+use tests::Scaler;
 use tests::bed::SOON;
 use tests::page::{Block, Page, matches};
 use tests::prelude::*;
@@ -61,7 +63,10 @@ fn every_block_has_a_known_tag_and_every_command_runs() -> Result<()> {
                 // The tests of the permissions read it.
                 "nats" => ensure!(page.path == "docs/security.md", "{place}: no test reads this block"),
                 // The tests of the alert rules and of the manifests read them.
-                "yaml" => ensure!(RUN[1] == page.path || RUN[3] == page.path, "{place}: no test reads this block"),
+                "yaml" => {
+                    let read = [RUN[1], RUN[3], "docs/scaling.md"];
+                    ensure!(read.contains(&page.path.as_str()), "{place}: no test reads this block");
+                }
                 "text" | "console" | "mermaid" => {}
                 tag => bail!("{place}: unknown tag {tag:?}"),
             }
@@ -139,7 +144,7 @@ async fn flags_are_listed_as_they_are() -> Result<()> {
     Ok(())
 }
 
-/// The operators' page lists every metric with its type and labels, and no other.
+/// The pages list every metric with its type and labels, and no other.
 #[tokio::test]
 async fn metrics_are_listed_as_they_are() -> Result<()> {
     let server = NatsServer::start().await?;
@@ -163,6 +168,15 @@ async fn metrics_are_listed_as_they_are() -> Result<()> {
         let done = |text: &String| text.contains("outcome=\"verdict\"");
         text += &eventually(SOON, "a verdict in the metrics", read, done).await?;
     }
+    metrics_are_listed("docs/operating.md", &text)?;
+
+    let scaler = Scaler::ready(server.url()).await?;
+    scaler.client().await?.get_metric_spec(ScaledObjectRef::default()).await.err().context("a trigger without keys")?;
+    metrics_are_listed("docs/scaling.md", &scaler.metrics_text().await?)
+}
+
+/// The page's table has the metrics in `text`, and no other.
+fn metrics_are_listed(page: &str, text: &str) -> Result<()> {
     let mut has: BTreeSet<(String, String, String)> = BTreeSet::new();
     for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
         let (name, kind) = line.split_once(' ').context("a type line")?;
@@ -175,7 +189,8 @@ async fn metrics_are_listed_as_they_are() -> Result<()> {
         has.insert((name.to_owned(), kind.to_owned(), labels.join(", ")));
     }
 
-    let page = Page::read("docs/operating.md")?;
+    let path = page;
+    let page = Page::read(path)?;
     let rows = page.tables("## Metrics and health").into_iter().flat_map(|(_, rows)| rows);
     let rows = rows.filter(|row| row[0].starts_with("`mailroom_"));
     let says: BTreeSet<_> = rows
@@ -185,7 +200,7 @@ async fn metrics_are_listed_as_they_are() -> Result<()> {
         })
         .collect();
     let (missing, extra): (Vec<_>, Vec<_>) = (has.difference(&says).collect(), says.difference(&has).collect());
-    ensure!(missing.is_empty() && extra.is_empty(), "docs/operating.md: missing {missing:?}, not there {extra:?}");
+    ensure!(missing.is_empty() && extra.is_empty(), "{path}: missing {missing:?}, not there {extra:?}");
     Ok(())
 }
 

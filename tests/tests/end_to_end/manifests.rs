@@ -1,9 +1,11 @@
 //! `shim/deploy`: renders, is what Kubernetes knows, and gives pods no more than they need.
 
 use crate::documents::flags_in;
+use external_scaler::ScaledObjectRef;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
+use tests::Scaler;
 use tests::bed::SOON;
 use tests::page::{Block, Page};
 use tests::prelude::*;
@@ -54,6 +56,18 @@ async fn example(name: &str) -> Result<String> {
     kustomize(folder.path()).await
 }
 
+/// What the example of the page about scaling renders to, with a login.
+async fn scaling() -> Result<String> {
+    let page = Page::read("docs/scaling.md")?;
+    let example = page.blocks.iter().find(|block| block.tag == "yaml").context("an example")?;
+    let text = example.text.replace("../shim/deploy/", "../");
+    let folder = tempfile::tempdir_in(deploy())?;
+    let with = text.replacen("components:\n", "components:\n  - ../components/credentials\n", 1);
+    ensure!(with != text, "the example has no components");
+    fs::write(folder.path().join("kustomization.yaml"), with)?;
+    kustomize(folder.path()).await
+}
+
 /// The objects in a text of YAML.
 async fn objects(yaml: &str) -> Result<Vec<Value>> {
     let program = "import json, sys, yaml\nprint(json.dumps(list(yaml.safe_load_all(sys.stdin))))";
@@ -77,6 +91,7 @@ async fn manifests_are_what_kubernetes_knows() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let mut all = vec![("the example".to_owned(), of_the_page().await?)];
     all.push(("the nodes' part".to_owned(), example("node/kustomization.yaml").await?));
+    all.push(("the scaler's part".to_owned(), scaling().await?));
     for components in COMPONENTS.chunks(1).chain([&[][..], &COMPONENTS[..]]) {
         all.push((format!("{components:?}"), rendered(components).await?));
     }
@@ -108,9 +123,12 @@ async fn manifests_are_what_kubernetes_knows() -> Result<()> {
 /// variables.
 #[tokio::test]
 async fn pods_are_restricted() -> Result<()> {
-    let objects = objects(&rendered(&COMPONENTS).await?).await?;
+    let mut all = objects(&rendered(&COMPONENTS).await?).await?;
+    let mut of_scaling = objects(&scaling().await?).await?;
+    of_scaling.retain(|object| object["metadata"]["name"] == "mailroom-scaler");
+    all.append(&mut of_scaling);
     let mut pods = 0;
-    for object in &objects {
+    for object in &all {
         let Some(pod) = object.pointer("/spec/template/spec") else { continue };
         pods += 1;
         let name = &object["metadata"]["name"];
@@ -141,7 +159,7 @@ async fn pods_are_restricted() -> Result<()> {
             }
         }
     }
-    ensure!(pods == 2, "{pods} pods");
+    ensure!(pods == 3, "{pods} pods");
     Ok(())
 }
 
@@ -191,6 +209,57 @@ async fn objects_fit_together() -> Result<()> {
     for variable in settings.keys().cloned().chain(variables) {
         ensure!(flags.iter().any(|flag| flag.variable == variable), "the host knows no {variable}");
     }
+    Ok(())
+}
+
+/// KEDA reaches the scaler by the name that the trigger has, and the scaler knows every key of it and every variable.
+#[tokio::test]
+async fn the_scaler_fits_its_trigger() -> Result<()> {
+    let objects = objects(&scaling().await?).await?;
+    let find = |kind: &str, name: &str| {
+        let found = objects.iter().find(|object| object["kind"] == kind && object["metadata"]["name"] == name);
+        found.with_context(|| format!("no {kind} {name}"))
+    };
+    let scaled = find("ScaledObject", "triage")?;
+    let hosts = find("Deployment", scaled["spec"]["scaleTargetRef"]["name"].as_str().context("a target")?)?;
+    ensure!(hosts["spec"].get("replicas").is_none(), "KEDA and the manifest both say how many");
+    let trigger = &scaled["spec"]["triggers"][0];
+    ensure!(trigger["type"] == "external-push");
+    let address = trigger["metadata"]["scalerAddress"].as_str().context("an address")?;
+    let (host, port) = address.split_once(':').context("a port")?;
+    let (name, namespace) = host.split_once('.').context("a namespace")?;
+    let service = find("Service", name)?;
+    ensure!(service["metadata"]["namespace"] == namespace, "{service}");
+    ensure!(service["spec"]["ports"][0]["port"].to_string() == port, "{service}");
+
+    let deployment = find("Deployment", name)?;
+    let labels = &deployment["spec"]["template"]["metadata"]["labels"];
+    for (object, selector) in
+        [(service, "/spec/selector"), (find("NetworkPolicy", name)?, "/spec/podSelector/matchLabels")]
+    {
+        let selector = object.pointer(selector).and_then(Value::as_object).context("a selector")?;
+        ensure!(!selector.is_empty() && selector.iter().all(|(key, value)| labels[key] == *value), "{object}");
+    }
+    let container = &deployment["spec"]["template"]["spec"]["containers"][0];
+    ensure!(container["volumeMounts"][0]["mountPath"] == "/etc/nats", "no credentials: {container}");
+    ensure!(container["ports"][0]["name"] == service["spec"]["ports"][0]["targetPort"]);
+    let listen = format!("0.0.0.0:{}", container["ports"][0]["containerPort"]);
+    ensure!(container["env"][0] == json!({ "name": "MAILROOM_GRPC_LISTEN", "value": listen }));
+    let flags = flags_in(&command::host(["scaler", "--help"]).await?.success()?.stdout);
+    let of_container = container["env"].as_array().into_iter().flatten();
+    let variables = of_container.filter_map(|variable| variable["name"].as_str());
+    for variable in variables.chain(["MAILROOM_SERVER", "MAILROOM_CREDS"]) {
+        ensure!(flags.iter().any(|flag| flag.variable == variable), "the scaler knows no {variable}");
+    }
+
+    let server = NatsServer::start().await?;
+    command::host(["provision", "--server", server.url()]).await?.success()?;
+    let scaler = Scaler::ready(server.url()).await?;
+    let metadata = trigger["metadata"].as_object().context("metadata")?.iter();
+    let text = |value: &Value| value.as_str().map(str::to_owned).context("metadata is text");
+    let metadata = metadata.map(|(key, value)| Ok((key.clone(), text(value)?))).collect::<Result<_>>()?;
+    let object = ScaledObjectRef { scaler_metadata: metadata, ..ScaledObjectRef::default() };
+    ensure!(!scaler.client().await?.is_active(object).await?.into_inner().result, "active without messages");
     Ok(())
 }
 

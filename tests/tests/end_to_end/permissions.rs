@@ -2,10 +2,11 @@
 
 use async_nats::ConnectOptions;
 use async_nats::jetstream::Context;
-use tests::RawClient;
+use external_scaler::ScaledObjectRef;
 use tests::bed::SOON;
 use tests::page::Page;
 use tests::prelude::*;
+use tests::{RawClient, Scaler};
 
 /// The page's users, and one who may do everything.
 struct Site {
@@ -103,6 +104,31 @@ async fn every_user_can_do_its_work() -> Result<()> {
     Ok(())
 }
 
+/// The scaler sees the lag, makes its watchers and removes them.
+#[tokio::test]
+async fn the_scaler_can_do_its_work() -> Result<()> {
+    let site = Site::new().await?;
+    let login = site.login("scaler");
+    let login: Vec<_> = login[2..].iter().map(String::as_str).collect();
+    let mut scaler = Scaler::start(site.server.url(), &login).await?;
+    scaler.until_ready(200).await?;
+    let metadata = [("stream", "MAIL"), ("consumer", "triage")].map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let object = ScaledObjectRef { scaler_metadata: metadata.into(), ..ScaledObjectRef::default() };
+    let mut stream = scaler.client().await?.stream_is_active(object).await?.into_inner();
+    ensure!(!stream.message().await?.context("an answer")?.result, "active without messages");
+    let watchers = async || Ok(scaler.metrics().await?.get("mailroom_scaler_watchers", &[]));
+    eventually(SOON, "a watcher", watchers, |count| *count == Some(1.0)).await?;
+    site.run("publisher", &["publish", &tools::mails()?[0].display().to_string()]).await?;
+    let told = tokio::time::timeout(SOON, stream.message()).await??;
+    ensure!(told.context("an answer")?.result, "still inactive");
+    let consumers = async || Ok(site.jetstream.get_stream(streams::MAIL).await?.cached_info().state.consumer_count);
+    eventually(SOON, "no watcher is left", consumers, |count| *count == 1).await?;
+    let lines = scaler.process().lines();
+    let refused: Vec<_> = lines.iter().filter(|line| line.contains("NATS refuses")).collect();
+    ensure!(refused.is_empty(), "the scaler was refused something: {refused:?}");
+    Ok(())
+}
+
 /// No user can do what is another's, nor listen to another's replies, nor delete or purge what is kept.
 #[tokio::test]
 async fn no_user_can_do_more() -> Result<()> {
@@ -130,7 +156,7 @@ async fn no_user_can_do_more() -> Result<()> {
     ];
     const READING: [&str; 3] =
         ["$JS.API.STREAM.MSG.GET.MAIL", "$JS.API.CONSUMER.MSG.NEXT.MAIL.triage", "$JS.API.CONSUMER.CREATE.MAIL.mine"];
-    let own: [(&str, &[&[&str]]); 5] = [
+    let own: [(&str, &[&[&str]]); 6] = [
         (
             "host",
             &[
@@ -144,6 +170,10 @@ async fn no_user_can_do_more() -> Result<()> {
         ("publisher", &[&DESTRUCTIVE, &MAKING, &WORK, &READING, &["replay.MAIL.triage.x", "$JS.API.INFO"]]),
         ("reader", &[&DESTRUCTIVE, &MAKING, &WORK, &READING, &["mail.test", "replay.MAIL.triage.x"]]),
         ("operator", &[&DESTRUCTIVE, &MAKING, &WORK, &READING, &["mail.test", "replay.MAIL.other.x"]]),
+        (
+            "scaler",
+            &[&DESTRUCTIVE, &MAKING[..2], &MAKING[3..], &WORK, &READING, &["mail.test", "replay.MAIL.triage.x"]],
+        ),
         ("provisioner", &[&DESTRUCTIVE, &WORK, &READING[..2], &["mail.test", "replay.MAIL.triage.x"]]),
     ];
     let site = Site::new().await?;
