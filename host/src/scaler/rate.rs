@@ -215,7 +215,9 @@ mod tests {
     fn hosts_that_stand_still_keep_their_speed() {
         let mut rate = Rate::default();
         let sample = |at, delivered| Sample { at: Duration::from_secs(at), waiting: 9000, in_flight: 500, delivered };
-        [sample(0, 500), sample(2, 1500), sample(4, 1500), sample(600, 1500)].map(|sample| rate.observe(sample));
+        for sample in [sample(0, 500), sample(2, 1500), sample(4, 1500), sample(600, 1500)] {
+            rate.observe(sample);
+        }
         assert_eq!(rate.speed(), Some(1.0));
     }
 
