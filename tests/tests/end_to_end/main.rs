@@ -3,6 +3,7 @@
 //! Real parts throughout: each test has its own nats-server and its own host process. `cargo xtask test` builds and
 //! fetches what they need; a missing part fails the test with the command that makes it.
 
+mod chart;
 mod crafted;
 mod dead;
 mod documents;
