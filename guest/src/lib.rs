@@ -121,11 +121,11 @@ pub fn triage_with(data: &[u8], received: u64, rules: &Rules, memory: &mut impl 
     for reason in &of_issue.list {
         reasons.add(&[reason]);
     }
-    if let (Issue::Existing(id), Some(raised)) = (&issue, priority.raised()) {
-        if heat::is_hot(thread::hash(id.as_bytes()), thread.own, time, rules.heat(), memory).map_err(away)? {
-            reasons.add(&["many mails about this issue within an hour"]);
-            priority = raised;
-        }
+    if let (Issue::Existing(id), Some(raised)) = (&issue, priority.raised())
+        && heat::is_hot(thread::hash(id.as_bytes()), thread.own, time, rules.heat(), memory).map_err(away)?
+    {
+        reasons.add(&["many mails about this issue within an hour"]);
+        priority = raised;
     }
     Ok(Verdict { priority, issue, queue, reasons: reasons.list })
 }

@@ -3,7 +3,8 @@
 //! As in liblinear (Hsieh and others, 2008), with squared hinge loss, on counts damped by a logarithm, weighed by rarity
 //! and brought to length 1. Labels with few mails weigh as much as those with many. How hard the machines try, and what
 //! their sums say about confidence, is found by cross-validation on blocks of time, since mails of one thread lie close
-//! together. The same mails always give the same model.
+//! together. So is whether pairs of words and people are worth their time. A mail that is there under two labels tells
+//! nothing about who takes it, and is left out. The same mails always give the same model.
 
 use crate::score::Score;
 use guest::features::{Features, people, person};
@@ -398,6 +399,43 @@ mod tests {
         };
         assert_eq!(guess("Subject: a refund\n\nplease"), ("billing".to_owned(), true));
         assert_eq!(guess("Subject: it crashed\n\nwith a crash"), ("support".to_owned(), true));
+    }
+
+    /// Who wrote before is known again as an addressee, where words do not tell. A mailbox that never writes is not.
+    #[test]
+    fn people_who_write_are_known() {
+        let mail = |number: usize| {
+            let (team, person) = (number % 2, format!("p{}{}@y", number % 2, number / 2 % 3));
+            let people = match number / 6 % 3 {
+                0 => format!("From: {person}\n"),
+                _ => format!("From: new{number}@z\nCc: {person}\n"),
+            };
+            let head = format!("Message-ID: <{number}@x>\nTo: box{team}@x\n{people}");
+            (format!("{head}Subject: hello\n\nthe same in all mails").into_bytes(), team)
+        };
+        let mails: Vec<(Vec<u8>, usize)> = (0..60).map(mail).collect();
+        let examples: Vec<(&[u8], usize)> = mails.iter().map(|(data, label)| (&data[..], *label)).collect();
+        let labels = ["t0", "t1"].map(str::to_owned);
+        let learned = learn(&examples, &labels, false).expect("a model");
+        let model = Model::read(&learned.model).expect("a model");
+        let guess = |mail: &str| model.guess(&Mail::read(mail.as_bytes()).expect("a mail"));
+        let rest = "From: new@z\nSubject: hello\n\nthe same in all mails";
+        assert_eq!(guess(&format!("Cc: p01@y\n{rest}")).label, "t0");
+        assert_eq!(guess(&format!("Cc: p11@y\n{rest}")).label, "t1");
+        assert_eq!(guess(&format!("To: box0@x\n{rest}")), guess(&format!("To: box1@x\n{rest}")));
+    }
+
+    /// A mail that two labels have does not change what is learned.
+    #[test]
+    fn mails_of_two_labels_are_left_out() {
+        let (mut mails, labels) = mails();
+        let learned = |mails: &[(Vec<u8>, usize)]| {
+            let examples: Vec<(&[u8], usize)> = mails.iter().map(|(data, label)| (&data[..], *label)).collect();
+            learn(&examples, &labels, false).expect("a model").model
+        };
+        let without = learned(&mails);
+        mails.extend([0, 1].map(|label| (b"Message-ID: <1@x>\nSubject: invoice\n\ncrash".to_vec(), label)));
+        assert!(learned(&mails) == without);
     }
 
     /// Too little to learn from is said.
