@@ -6,8 +6,9 @@
 //! | text, the quoted part too | words; for some models pairs of neighbours |
 //! | sender | address, domain |
 //! | form | HTML or plain, whether it is a reply, whether it came over a list |
+//! | sender and addressees | for some models the people that are known to write ([`people`]) |
 //!
-//! Numbers and addresses in the text say nothing and are left out. So are the names of addressees and lists: what a mail
+//! Numbers and addresses in the text say nothing and are left out. So are the names of mailboxes and lists: what a mail
 //! is about should decide, and to send mail by its addressee takes a rule, no learning.
 
 use memchr::memchr;
@@ -34,6 +35,7 @@ enum Place {
     Gram = 0x85eb_ca6b,
     Sender = 0xc2b2_ae35,
     Form = 0x27d4_eb2f,
+    Person = 0x9e37_79b9,
 }
 
 /// The features of a mail, each with how often it occurs.
@@ -119,6 +121,23 @@ impl Features {
     }
 }
 
+/// The hashes of all that a mail is from or to, each once.
+pub fn people(mail: &Mail<'_>) -> Vec<u32> {
+    let mut people = Vec::with_capacity(8);
+    for address in mail.people() {
+        let person = person(address);
+        if !people.contains(&person) {
+            people.push(person);
+        }
+    }
+    people
+}
+
+/// The hash of an address.
+pub fn person(address: &[u8]) -> u32 {
+    hash(Place::Person, address)
+}
+
 /// Calls `read` with every word that is language, which addresses are not.
 fn each_word(text: &[u8], mut read: impl FnMut(&[u8])) {
     let ends = |byte: &u8| byte.is_ascii_whitespace() || matches!(byte, b'<' | b'>' | b',' | b'"' | b'(' | b')');
@@ -186,6 +205,13 @@ mod tests {
         assert!(features("Subject: x\n\na1 a1 B2 77").contains(&(hash(Place::Text, b"a1"), 2)));
         let mail = Mail::read(b"Subject: x\n\na1 a1 B2 77").expect("a mail");
         assert_eq!(Features::of(&mail, true).iter().count(), 4);
+    }
+
+    /// Whoever writes is the same person as the one that is written to, in any case of letters.
+    #[test]
+    fn people_are_known_by_their_addresses() {
+        let mail = Mail::read(b"From: Ann <ann@x>\nTo: Bob@x, Ann@X\nCc: \"C\" <c@x>\n\n").expect("a mail");
+        assert_eq!(people(&mail), [&b"ann@x"[..], b"bob@x", b"c@x"].map(person));
     }
 
     /// What only says how and over which list a mail came makes no difference.

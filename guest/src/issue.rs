@@ -24,9 +24,10 @@ use std::fmt::Write as _;
 use crate::likeness::Sketch;
 use crate::mail::Mail;
 use crate::memory::{Away, Memory};
-use crate::queue::{By, Choice, is_name};
+use crate::queue::{Choice, is_name};
 use crate::subject::Subject;
 use crate::thread::{Thread, hash, hash_all};
+use crate::votes::Votes;
 use crate::{Reasons, Rules};
 
 /// A subject is remembered in periods of so many seconds, and looked for in the present and the last one.
@@ -88,21 +89,21 @@ pub(crate) fn identify(mail: &Mail<'_>, rules: &Rules, reasons: &mut Reasons) ->
 
 /// Finds the issue of a mail by what memory has of others, and the queue that it is in, and remembers the mail.
 ///
-/// `time` is the mail's own, in seconds since 1970; `choice` is the queue that the mail alone would go to. Without a
-/// queue the issue is in none: nobody knew so far who takes it.
+/// `thread` is what the mail refers to, `time` is its own, in seconds since 1970; `choice` is the queue that the mail
+/// alone would go to. Without a queue the issue is in none: nobody knew so far who takes it.
 ///
 /// # Errors
 /// The memory is away.
 pub(crate) fn recall(
     mail: &Mail<'_>,
+    thread: &Thread,
     rules: &Rules,
     time: u64,
     choice: &Choice<'_>,
     memory: &mut impl Memory,
     reasons: &mut Reasons,
 ) -> Result<(Issue, Option<String>), Away> {
-    let thread = Thread::read(mail);
-    let record = remember(mail, rules, &thread, time, choice, memory)?;
+    let record = remember(mail, rules, thread, time, choice, memory)?;
     let (why, queue) = (record.why, record.queue.filter(|queue| rules.knows_queue(queue)));
     let issue = if record.first == thread.own { Issue::New(record.issue) } else { Issue::Existing(record.issue) };
     why.explain(&issue, reasons);
@@ -134,33 +135,45 @@ fn remember(
         return Ok(record);
     }
     let mut found = match &key {
-        Some(_) => rest.into_iter().flatten().next().map(|record| record.known_as(Why::Key)),
+        Some(_) => rest.iter().flatten().next().map(|record| record.clone().known_as(Why::Key)),
         None if thread.parents.is_empty() => traces.choose(&rest),
-        None => rest.into_iter().flatten().next().map(|record| record.known_as(Why::Answer)),
+        None => rest.iter().flatten().next().map(|record| record.clone().known_as(Why::Answer)),
     };
+    // The votes are counted where every mail of the issue looks, or nearly every one: at the mail that opened it.
+    let tally = found.as_ref().and_then(|found| {
+        let opener = mail_key(found.first);
+        let at = ask[1..].iter().position(|known| known.starts_with("k.") || *known == opener)?;
+        Some((ask[1 + at].clone(), rest.get(at)?.clone()?))
+    });
+    if let (Some(found), Some((_, tally))) = (&mut found, &tally) {
+        found.votes.clone_from(&tally.votes);
+    }
     if found.is_none() && key.is_none() && !thread.parents.is_empty() {
         found = traces.choose(&look_up(memory, &traces.keys())?);
     }
 
-    let chosen = (choice.by != By::Default).then(|| choice.name.to_owned());
-    let record = |issue, first, why, queue: Option<String>| Record {
-        issue,
-        first,
-        why,
-        queue: if choice.by == By::Route { chosen.clone() } else { queue.or(chosen.clone()) },
-        sender: traces.sender,
-        time,
-        about: traces.about,
-        sketch: traces.sketch,
+    let record = |issue, first, why, votes: Votes| {
+        let votes = votes.with(choice);
+        Record {
+            issue,
+            first,
+            why,
+            queue: votes.queue().map(str::to_owned),
+            sender: traces.sender,
+            time,
+            about: traces.about,
+            sketch: traces.sketch,
+            votes,
+        }
     };
     let opened = match &key {
-        Some(key) => record(key.clone(), thread.own, Why::Key, None),
-        None if thread.parents.is_empty() => record(name(thread.own), thread.own, Why::First, None),
-        None => record(name(thread.root()), thread.own, Why::Answer, None),
+        Some(key) => record(key.clone(), thread.own, Why::Key, Votes::default()),
+        None if thread.parents.is_empty() => record(name(thread.own), thread.own, Why::First, Votes::default()),
+        None => record(name(thread.root()), thread.own, Why::Answer, Votes::default()),
     };
     let mut is_settled = false;
     let mut mine = match found {
-        Some(found) => record(found.issue, found.first, found.why, found.queue),
+        Some(found) => record(found.issue, found.first, found.why, found.votes),
         None => {
             // Whoever is first under the key that all mails of the issue would look under, opens it.
             let (decisive, why) = match &key {
@@ -177,7 +190,7 @@ fn remember(
                     if winner.first == thread.own || !fits {
                         opened
                     } else {
-                        record(winner.issue, winner.first, why, winner.queue)
+                        record(winner.issue, winner.first, why, winner.votes)
                     }
                 }
                 None => opened,
@@ -200,6 +213,9 @@ fn remember(
     } else if matches!(mine.why, Why::Subject | Why::Series | Why::Text) {
         // So that answers to it are found, and a long talk is not forgotten.
         entries.extend(traces.subjects.first().map(|key| (key.clone(), mine.write())));
+    }
+    if let Some((key, record)) = tally.filter(|(_, record)| record.votes != mine.votes) {
+        entries.push((key, Record { votes: mine.votes.clone(), ..record }.write()));
     }
     if !entries.is_empty() {
         memory.set_many(&entries)?;
@@ -269,7 +285,7 @@ struct Record {
     /// The mail that opened it.
     first: u64,
     why: Why,
-    /// Who takes it, if anybody knew.
+    /// Who took the mail that this record is of, if anybody knew.
     queue: Option<String>,
     /// Who wrote the mail that this record is of.
     sender: u64,
@@ -278,16 +294,19 @@ struct Record {
     /// Its subject but for the numbers outside of tags.
     about: u64,
     sketch: Option<Sketch>,
+    /// Who takes what comes next.
+    votes: Votes,
 }
 
 impl Record {
     fn write(&self) -> Vec<u8> {
-        let Record { issue, first, why, queue, sender, time, about, sketch } = self;
+        let Record { issue, first, why, queue, sender, time, about, sketch, votes } = self;
         let why = Why::ALL.iter().find(|(known, _)| known == why).map_or("first", |(_, name)| name);
         let sketch = sketch.map(Sketch::to_hex).unwrap_or_default();
         // No queue has such a name.
         let queue = queue.as_deref().unwrap_or(".");
-        format!("{issue}\n{first:x} {why} {queue} {sender:x} {time} {about:x} {sketch}").into_bytes()
+        let votes = votes.write();
+        format!("{issue}\n{first:x} {why} {queue} {sender:x} {time} {about:x} {sketch} {votes}").into_bytes()
     }
 
     /// None if this is nothing that [`Record::write`] wrote.
@@ -308,6 +327,7 @@ impl Record {
             time: next()?.parse().ok()?,
             about: hex(next()?)?,
             sketch: next().and_then(Sketch::from_hex),
+            votes: next().map(Votes::read).unwrap_or_default(),
         })
     }
 

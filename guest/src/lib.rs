@@ -15,7 +15,7 @@
 //!
 //! Reading order: [`mail`] (what is read from the bytes), [`words`] (how words are found in it), [`rules`] (which
 //! words, and the configuration), then one module for each decision: [`priority`] (with [`heat`]), [`issue`] (with
-//! [`thread`], [`keys`], [`subject`], [`likeness`]), [`queue`] (with [`routes`]). What was learned from sorted mails is in
+//! [`thread`], [`keys`], [`subject`], [`likeness`]), [`queue`] (with [`routes`], and `votes` of an issue's mails). What was learned from sorted mails is in
 //! [`model`], of the [`features`] of a mail.
 
 pub mod mail;
@@ -38,6 +38,8 @@ pub mod keys;
 pub mod likeness;
 pub mod subject;
 pub mod thread;
+
+mod votes;
 
 use mail::Mail;
 use memory::{Away, Memory};
@@ -106,8 +108,9 @@ pub fn triage_with(data: &[u8], received: u64, rules: &Rules, memory: &mut impl 
     let findings = Findings::search(&mail, rules.lexicon());
     let (mut reasons, mut of_issue) = (Reasons::default(), Reasons::default());
     let choice = queue::choose(&mail, &findings, rules, &mut reasons);
+    let thread = Thread::read(&mail);
     let away = |Away(reason)| Failure::Away(reason);
-    let (issue, kept) = issue::recall(&mail, rules, time, &choice, memory, &mut of_issue).map_err(away)?;
+    let (issue, kept) = issue::recall(&mail, &thread, rules, time, &choice, memory, &mut of_issue).map_err(away)?;
     let queue = kept.unwrap_or_else(|| choice.name.to_owned());
     if queue != choice.name {
         // Why it would go elsewhere is of no interest any more.
@@ -118,12 +121,11 @@ pub fn triage_with(data: &[u8], received: u64, rules: &Rules, memory: &mut impl 
     for reason in &of_issue.list {
         reasons.add(&[reason]);
     }
-    if let (Issue::Existing(id), Some(raised)) = (&issue, priority.raised()) {
-        let own = Thread::read(&mail).own;
-        if heat::is_hot(thread::hash(id.as_bytes()), own, time, rules.heat(), memory).map_err(away)? {
-            reasons.add(&["many mails about this issue within an hour"]);
-            priority = raised;
-        }
+    if let (Issue::Existing(id), Some(raised)) = (&issue, priority.raised())
+        && heat::is_hot(thread::hash(id.as_bytes()), thread.own, time, rules.heat(), memory).map_err(away)?
+    {
+        reasons.add(&["many mails about this issue within an hour"]);
+        priority = raised;
     }
     Ok(Verdict { priority, issue, queue, reasons: reasons.list })
 }

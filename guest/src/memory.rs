@@ -6,7 +6,7 @@
 //!
 //! | key | value | written |
 //! |---|---|---|
-//! | `m.ID` | the issue of the mail with this Message-ID | for every mail; or by the first reply, if that comes first |
+//! | `m.ID` | the issue of the mail with this Message-ID | for every mail; or by the first reply, if that comes first; by later mails that speak for its queue |
 //! | `k.KEY` | the issue with this key | by the first mail that carries the key |
 //! | `s.SUBJECT.PERIOD` | the issue with this subject, among these people, in this period | by the mail that opens it |
 //! | `p.SERIES.PERIOD` | the issue of a numbered series of mails | by the first mail of it |

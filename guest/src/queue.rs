@@ -1,7 +1,7 @@
 //! Who takes the mail.
 //!
 //! The first of the operator's rules that matches decides ([`crate::routes`]). Then the issue does, if memory knows it: what
-//! belongs together goes to the same queue. Then a model that was learned does ([`crate::model`]), if it was built in and is
+//! belongs together goes to the same queue, by what all its mails say ([`crate::votes`]). Then a model that was learned does ([`crate::model`]), if it was built in and is
 //! sure enough; if it is not, the default queue takes the mail. Without a model words decide.
 //!
 //! A word of the queue counts 3 in the subject and 1 in the body, there at most 4 altogether; an addressee whose
@@ -31,6 +31,8 @@ pub(crate) struct Choice<'r> {
     pub name: &'r str,
     /// How it was chosen.
     pub by: By,
+    /// How sure the model that was learned is, in percent; 0 if none chose.
+    pub confidence: u32,
 }
 
 /// How a queue was chosen.
@@ -48,35 +50,39 @@ pub(crate) enum By {
 pub(crate) fn choose<'r>(mail: &Mail<'_>, findings: &Findings, rules: &'r Rules, reasons: &mut Reasons) -> Choice<'r> {
     if let Some(route) = rules.routes().iter().find(|route| route.takes(mail)) {
         reasons.add(&["rule route.", &route.name, ": ", &route.queue]);
-        return Choice { name: &route.queue, by: By::Route };
+        return Choice { name: &route.queue, by: By::Route, confidence: 0 };
     }
     let chosen = match rules.team_model() {
         Some(model) => learned(mail, &model, reasons),
-        None => by_words(mail, findings, rules, reasons).map(|queue| rules.queue_name(Some(queue))),
+        None => by_words(mail, findings, rules, reasons).map(|queue| (rules.queue_name(Some(queue)), 0)),
     };
-    chosen.map_or(Choice { name: rules.queue_name(None), by: By::Default }, |name| Choice { name, by: By::Content })
+    match chosen {
+        Some((name, confidence)) => Choice { name, by: By::Content, confidence },
+        None => Choice { name: rules.queue_name(None), by: By::Default, confidence: 0 },
+    }
 }
 
-/// What a model makes of it; none if it is not sure enough.
-fn learned(mail: &Mail<'_>, model: &Model<'static>, reasons: &mut Reasons) -> Option<&'static str> {
+/// What a model makes of it, with its confidence in percent; none if it is not sure enough.
+fn learned(mail: &Mail<'_>, model: &Model<'static>, reasons: &mut Reasons) -> Option<(&'static str, u32)> {
     let guess = model.guess(mail);
-    let percent = ((guess.confidence * 100.0) as u32).to_string();
+    let percent = (guess.confidence * 100.0) as u32;
+    let confidence = percent.to_string();
     let is_sure = guess.confidence >= model.threshold();
     if is_sure {
-        reasons.add(&["reads like mail for ", guess.label, ", confidence ", &percent, " %"]);
+        reasons.add(&["reads like mail for ", guess.label, ", confidence ", &confidence, " %"]);
     } else {
         let needed = ((model.threshold() * 100.0) as u32).to_string();
         reasons.add(&[
             "reads most like mail for ",
             guess.label,
             ", but confidence ",
-            &percent,
+            &confidence,
             " % is below ",
             &needed,
             " %: default queue",
         ]);
     }
-    is_sure.then_some(guess.label)
+    is_sure.then_some((guess.label, percent))
 }
 
 /// The queue that most words speak for; none if nothing does.

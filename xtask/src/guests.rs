@@ -68,33 +68,23 @@ pub fn ensure_targets(workspace: &Workspace) -> Result<()> {
     step::run(&format!("add {targets} to the Rust toolchain"), add)
 }
 
+/// What the triage is called with a model that was learned from mails that are made up.
+const LEARNED: Guest = Guest { name: "triage-learned", package: "triage", target: CORE, rustflags: LEAN, features: "" };
+
 /// Builds every component into `TARGET/components`.
 pub fn build(workspace: &Workspace) -> Result<()> {
-    let components = workspace.target.join("components");
-    std::fs::create_dir_all(&components).map_err(|err| format!("create {}: {err}", components.display()))?;
-    for guest in &GUESTS {
-        let name = guest.name;
-        step::run(&format!("build the guest {name} for {}", guest.target), guest.cargo(workspace, "build"))?;
-        // Cargo writes a library called `a-b` to `a_b.wasm`.
-        let module = format!("{}/guest/{}.wasm", guest.target, guest.package.replace('-', "_"));
-        let module = workspace.target.join(module);
-        let component = components.join(format!("{name}.wasm"));
-        if guest.target == CORE {
-            let mut compile = workspace.command(workspace.target.join("release/host"));
-            compile.arg("compile").arg(&module).arg("--output").arg(&component);
-            step::run(&format!("make {name} a component"), compile)?;
-        } else {
-            std::fs::copy(&module, &component)
-                .map_err(|err| format!("copy {} to {}: {err}", module.display(), component.display()))?;
-        }
-    }
-    Ok(())
+    GUESTS.iter().try_for_each(|guest| guest.build(workspace, &models()))
+}
+
+/// Builds the triage with this model as the component `triage-learned`.
+pub fn build_learned(workspace: &Workspace, model: &Path) -> Result<()> {
+    LEARNED.build(workspace, &[(MODELS[0], model.to_owned())])
 }
 
 /// Lints every guest for the target it is built for.
 pub fn lint(workspace: &Workspace) -> Result<()> {
     for guest in &GUESTS {
-        let mut clippy = guest.cargo(workspace, "clippy");
+        let mut clippy = guest.cargo(workspace, "clippy", &models());
         clippy.args(["--", "-D", "warnings"]);
         step::run(&format!("lint the guest {} for {}", guest.name, guest.target), clippy)?;
     }
@@ -108,7 +98,27 @@ fn models() -> Vec<(&'static str, PathBuf)> {
 }
 
 impl Guest {
-    fn cargo(&self, workspace: &Workspace, subcommand: &str) -> Command {
+    fn build(&self, workspace: &Workspace, models: &[(&str, PathBuf)]) -> Result<()> {
+        let components = workspace.target.join("components");
+        std::fs::create_dir_all(&components).map_err(|err| format!("create {}: {err}", components.display()))?;
+        let name = self.name;
+        step::run(&format!("build the guest {name} for {}", self.target), self.cargo(workspace, "build", models))?;
+        // Cargo writes a library called `a-b` to `a_b.wasm`.
+        let module = format!("{}/guest/{}.wasm", self.target, self.package.replace('-', "_"));
+        let module = workspace.target.join(module);
+        let component = components.join(format!("{name}.wasm"));
+        if self.target == CORE {
+            let mut compile = workspace.command(workspace.target.join("release/host"));
+            compile.arg("compile").arg(&module).arg("--output").arg(&component);
+            step::run(&format!("make {name} a component"), compile)?;
+        } else {
+            std::fs::copy(&module, &component)
+                .map_err(|err| format!("copy {} to {}: {err}", module.display(), component.display()))?;
+        }
+        Ok(())
+    }
+
+    fn cargo(&self, workspace: &Workspace, subcommand: &str, models: &[(&str, PathBuf)]) -> Command {
         let mut cargo = workspace.cargo(&[subcommand, "--profile", "guest"]);
         cargo.args(["--package", self.package, "--target", self.target, "--features", self.features]);
         // Flags meant for the native build, a linker or a CPU for instance, would break this one, and they would
@@ -117,13 +127,13 @@ impl Guest {
         let variable = format!("CARGO_TARGET_{}_RUSTFLAGS", self.target.to_uppercase().replace('-', "_"));
         let mut flags = self.rustflags.to_owned();
         if self.target == CORE {
-            let models: u64 = models().iter().filter_map(|(_, file)| file.metadata().ok()).map(|file| file.len()).sum();
+            let models: u64 = models.iter().filter_map(|(_, file)| file.metadata().ok()).map(|file| file.len()).sum();
             let memory = INITIAL_MEMORY_BYTES + models.next_multiple_of(PAGE_BYTES);
             flags += &format!(" -C link-arg=--initial-memory={memory}");
         }
         cargo.env(variable, flags);
         // The compiler runs in another folder.
-        cargo.envs(models().into_iter().filter_map(|(variable, file)| Some((variable, file.canonicalize().ok()?))));
+        cargo.envs(models.iter().filter_map(|(variable, file)| Some((variable, file.canonicalize().ok()?))));
         cargo
     }
 }

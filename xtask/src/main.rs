@@ -20,6 +20,7 @@ mod fuzz;
 mod guests;
 mod initramfs;
 mod kubernetes;
+mod learned;
 mod node;
 mod step;
 mod tools;
@@ -353,7 +354,9 @@ fn bench_speed(workspace: &Workspace, nats_server: Option<PathBuf>, args: &[OsSt
     // First, since they leave their executables where those of the usual build belong.
     node::build_static(workspace)?;
     build(workspace)?;
+    let model = learned::build(workspace)?;
     let mut bench = workspace.command(workspace.target.join("release/bench"));
+    bench.env("MAILROOM_BENCH_MODEL", model);
     bench.envs(places(workspace)).envs(node::places(workspace, &nats_server)).args(args);
     for (flag, file) in [("--json", "bench/speed.json"), ("--svg", "bench/speed.svg")] {
         bench.arg(flag).arg(workspace.target.join(file));

@@ -1,7 +1,9 @@
 //! Threads as mail programs leave them, and what memory makes of them.
 
 use super::*;
+use crate::features::person;
 use crate::memory::Map;
+use crate::model::{Model, Parts};
 use crate::{Rules, triage, triage_with};
 
 fn issue(mail: &str) -> Issue {
@@ -210,4 +212,36 @@ fn absent_memory_is_no_verdict() {
     }
     let answer = triage_with(ROOT.as_bytes(), 0, &Rules::defaults(), &mut Gone);
     assert_eq!(answer, Err(crate::Failure::Away("no bucket".to_owned())));
+}
+
+/// An issue goes where all its mails point, with the confidence of each. A mail that comes again gets what it got.
+#[test]
+fn mails_of_an_issue_speak_for_its_queue() {
+    let mut people = [(person(b"ann@x"), [0, 127]), (person(b"bob@x"), [40, 0])];
+    people.sort_unstable();
+    let people = people.map(|(hash, weights)| [&hash.to_le_bytes()[..], &[24], &weights].concat()).concat();
+    let parts = Parts {
+        bits: 1,
+        pairs: false,
+        sharpness: 1.0,
+        threshold: 0.2,
+        people_share: 1.0,
+        labels: &["billing", "support"].map(|name| (name.to_owned(), 0.01, 0.0)),
+        rows: &[0; 6],
+        people: &people,
+    };
+    let model = Model::write(&parts).expect("a model").leak();
+    let rules = Rules::defaults().with_team_model(model).expect("rules");
+    let mut memory = Map::default();
+    let mut queue = |number: u32, from: &str, parent: u32| {
+        let parent = if parent > 0 { format!("In-Reply-To: <{parent}@x>\n") } else { String::new() };
+        let mail = format!("From: {from}@x\nMessage-ID: <{number}@x>\n{parent}Subject: a matter\n\n");
+        triage_with(mail.as_bytes(), 0, &rules, &mut memory).expect("a verdict").queue
+    };
+    assert_eq!(queue(1, "bob", 0), "billing");
+    assert_eq!(queue(2, "ann", 1), "support");
+    assert_eq!(queue(3, "bob", 1), "billing");
+    assert_eq!(queue(4, "ann", 3), "support");
+    assert_eq!(queue(5, "bob", 1), "billing");
+    assert_eq!([queue(1, "bob", 0), queue(2, "ann", 1)], ["billing", "support"]);
 }

@@ -106,15 +106,6 @@ pub fn contestants() -> Result<Vec<Contestant>> {
         let loaded = from_bytes(engine, path, &fs::read(path)?)?;
         Ok(Arc::new(Guest::new(engine, loaded, Arc::default(), LIMITS)?))
     };
-    let fresh = |key, name, guest: Arc<Guest>| Contestant {
-        key,
-        name,
-        takes_message: true,
-        prepare: Box::new(move || {
-            let guest = guest.clone();
-            Ok(Box::new(move |message| drop(black_box(verdict(block_on(guest.triage(message.clone())))))))
-        }),
-    };
     let empty = |key, name, guest: Arc<Guest>| Contestant {
         key,
         name,
@@ -180,6 +171,44 @@ fn rules() -> Result<guest::Rules> {
         rules = rules.with_priority_model(model).map_err(anyhow::Error::msg)?;
     }
     Ok(rules)
+}
+
+/// The native function and what the host does, both with the model that `MAILROOM_BENCH_MODEL` names, which is in the
+/// component `triage-learned`.
+///
+/// # Errors
+/// The model or the component is missing or does not load.
+pub fn learned() -> Result<Vec<Contestant>> {
+    let file = std::env::var_os("MAILROOM_BENCH_MODEL").context("MAILROOM_BENCH_MODEL: run `cargo xtask bench`")?;
+    let model: &'static [u8] = fs::read(&file).with_context(|| format!("read {file:?}"))?.leak();
+    let engine = host::pool::engine(&mut LIMITS.clone(), SLOTS)?;
+    let path = tools::component("triage-learned")?;
+    let loaded = from_bytes(&engine, &path, &fs::read(&path)?)?;
+    let guest = Arc::new(Guest::new(&engine, loaded, Arc::default(), LIMITS)?);
+    Ok(vec![
+        Contestant {
+            key: "native-learned",
+            name: "native function, with a model",
+            takes_message: true,
+            prepare: Box::new(move || {
+                let rules = guest::Rules::defaults().with_team_model(model).map_err(anyhow::Error::msg)?;
+                Ok(Box::new(move |message| drop(black_box(guest::triage(&message.data, &rules)))))
+            }),
+        },
+        fresh("fresh-learned", "fresh instance: the host, with a model", guest),
+    ])
+}
+
+fn fresh(key: &'static str, name: &'static str, guest: Arc<Guest>) -> Contestant {
+    Contestant {
+        key,
+        name,
+        takes_message: true,
+        prepare: Box::new(move || {
+            let guest = guest.clone();
+            Ok(Box::new(move |message| drop(black_box(verdict(block_on(guest.triage(message.clone())))))))
+        }),
+    }
 }
 
 /// A message with this mail.

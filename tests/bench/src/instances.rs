@@ -3,7 +3,7 @@
 use crate::Report;
 use crate::site::{Site, mail};
 use anyhow::Result;
-use bench::contestants::{Contestant, contestants, message};
+use bench::contestants::{Contestant, contestants, learned, message};
 use serde_json::{Value, json};
 use tests::report::{median, table, turns};
 
@@ -22,7 +22,8 @@ pub async fn run(site: &mut Site) -> Result<Report> {
 }
 
 fn measure(rounds: usize) -> Result<Report> {
-    let all = contestants()?;
+    let mut all = contestants()?;
+    all.extend(learned()?);
     let cores = std::thread::available_parallelism()?.get();
     let kinds: Vec<(&str, usize, usize)> =
         SIZES.into_iter().flat_map(|(size, bytes)| [(size, bytes, 1), (size, bytes, cores)]).collect();
@@ -50,10 +51,12 @@ fn shown(all: &[Contestant], kinds: &[(&str, usize, usize)], measured: &[Vec<Vec
     }
     let heads: Vec<&str> = heads.iter().map(String::as_str).collect();
     let rows = all.iter().enumerate().map(|(number, contestant)| {
+        // What has a model is compared with what has one.
+        let native = all[..=number].iter().rposition(|contestant| contestant.key.starts_with("native")).unwrap_or(0);
         let mut row = vec![contestant.name.to_owned()];
         for runs in measured {
             let of = |number: usize| median(runs[number].iter().copied());
-            row.extend([format!("{:.2} µs", of(number)), format!("{:.2}", of(number) / of(0))]);
+            row.extend([format!("{:.2} µs", of(number)), format!("{:.2}", of(number) / of(native))]);
         }
         row
     });

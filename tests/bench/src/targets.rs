@@ -19,7 +19,7 @@ enum Bound {
 
 use Bound::{AtLeast, AtMost};
 
-const TARGETS: [Target; 15] = [
+const TARGETS: [Target; 16] = [
     Target {
         figure: "fresh instance, made and dropped",
         measured: |of| of.number("instances/1 KiB/one thread/instance/cpu_us"),
@@ -36,6 +36,12 @@ const TARGETS: [Target; 15] = [
         figure: "fresh ÷ reused instance, 4 KiB",
         measured: |of| of.ratio("instances/4 KiB/one thread", "fresh", "reused", "cpu_us"),
         bound: AtMost(1.1),
+        unit: "",
+    },
+    Target {
+        figure: "fresh ÷ native, 4 KiB, with a model",
+        measured: |of| of.ratio("instances/4 KiB/one thread", "fresh-learned", "native-learned", "cpu_us"),
+        bound: AtMost(3.0),
         unit: "",
     },
     Target {

@@ -227,10 +227,9 @@ impl Table {
 
         // As in service: everything in order of time, with memory. What was learned from stands for what people sorted.
         let tested: BTreeSet<&str> = test.iter().map(|mail| mail.name.as_str()).collect();
-        for (task, confidence) in [
-            ("team, follow-ups stay in the queue of their issue", None),
-            ("the same, team.confidence=0.5", Some("0.5")),
-        ] {
+        for (task, confidence) in
+            [("team, with what else the issue's mails say", None), ("the same, team.confidence=0.5", Some("0.5"))]
+        {
             let rules = Rules::from_config(confidence.map(|confidence| ("team.confidence", confidence)))?;
             let rules = rules.with_team_model(file)?;
             let mut memory = Map::default();

@@ -94,7 +94,13 @@ impl Order {
             learned_from.iter().map(|mail| (&mail.data[..], number(&mail.label))).collect();
         let learned = learn(&examples, &labels, self.balanced)?;
         let pairs = if learned.pairs { ", pairs of words" } else { "" };
-        println!("learned from {} mails, {} labels, cost {}{pairs}", examples.len(), labels.len(), learned.cost);
+        let people = if learned.people { ", people" } else { "" };
+        println!(
+            "learned from {} mails, {} labels, cost {}{pairs}{people}",
+            examples.len(),
+            labels.len(),
+            learned.cost
+        );
         let validated = &learned.validated;
         println!("cross-validation: accuracy {:.3}, macro-F1 {:.3}", validated.accuracy(), validated.macro_f1());
         let model = Model::read(&learned.model)?;
