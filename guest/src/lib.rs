@@ -15,8 +15,8 @@
 //!
 //! Reading order: [`mail`] (what is read from the bytes), [`words`] (how words are found in it), [`rules`] (which
 //! words, and the configuration), then one module for each decision: [`priority`] (with [`heat`]), [`issue`] (with
-//! [`thread`], [`keys`], [`subject`], [`likeness`]), [`queue`] (with [`routes`], and `votes` of an issue's mails). What was learned from sorted mails is in
-//! [`model`], of the [`features`] of a mail.
+//! [`thread`], [`keys`], [`subject`], [`likeness`]), [`queue`] (with [`routes`], and `votes` of an issue's mails). What was
+//! learned from sorted mails is in [`model`], of the [`features`] of a mail.
 
 pub mod mail;
 pub mod words;

@@ -1,8 +1,9 @@
 //! Who takes the mail.
 //!
 //! The first of the operator's rules that matches decides ([`crate::routes`]). Then the issue does, if memory knows it: what
-//! belongs together goes to the same queue, by what all its mails say ([`crate::votes`]). Then a model that was learned does ([`crate::model`]), if it was built in and is
-//! sure enough; if it is not, the default queue takes the mail. Without a model words decide.
+//! belongs together goes to the same queue, by what all its mails say ([`crate::votes`]). Then a model that was learned
+//! does ([`crate::model`]), if it was built in and is sure enough; if it is not, the default queue takes the mail. Without a
+//! model words decide.
 //!
 //! A word of the queue counts 3 in the subject and 1 in the body, there at most 4 altogether; an addressee whose
 //! local part is the queue's name or one of its words counts 4. Header fields of mass mail speak for `bulk`. Below

@@ -86,30 +86,86 @@ pub struct Outcome {
     pub books: Books,
 }
 
-/// Lets mail come in `phases` and hosts with it. The lag is what a trigger of `settings` is told.
+/// The hosts, however they run.
+pub trait Replicas {
+    /// Sees to it that there are so many soon; waits for none that ends.
+    fn scale(&mut self, wanted: u32) -> impl Future<Output = Result<()>>;
+
+    /// Whether there is none, and none that is about to end.
+    fn are_gone(&mut self) -> impl Future<Output = Result<bool>>;
+}
+
+/// Hosts that are processes of this machine.
+#[derive(Debug)]
+pub struct Processes {
+    server: String,
+    hosts: Vec<Host>,
+    ending: JoinSet<Result<()>>,
+}
+
+impl Processes {
+    /// None yet; they will work for this server.
+    pub fn of(server: &str) -> Self {
+        Self { server: server.to_owned(), hosts: Vec::new(), ending: JoinSet::new() }
+    }
+}
+
+impl Replicas for Processes {
+    async fn scale(&mut self, wanted: u32) -> Result<()> {
+        let missing = (wanted as usize).saturating_sub(self.hosts.len());
+        let component = tools::component("actor")?;
+        let start = || Host::on(&self.server).component(&component).args(HOST).start();
+        self.hosts.extend(try_join_all((0..missing).map(|_| start())).await?);
+        for mut host in self.hosts.drain(wanted as usize..) {
+            self.ending.spawn(async move {
+                let status = host.stop(DRAIN).await?;
+                ensure!(status.success(), "a host ended with {status}");
+                Ok(())
+            });
+        }
+        Ok(())
+    }
+
+    async fn are_gone(&mut self) -> Result<bool> {
+        while let Some(ended) = self.ending.try_join_next() {
+            ended.context("a host's end broke off")??;
+        }
+        Ok(self.hosts.is_empty() && self.ending.is_empty())
+    }
+}
+
+/// Lets mail come to the server of `bed` in `phases`, and `hosts` with it. Mails that came before do not count.
 ///
 /// # Errors
-/// Anything that does not start, answers wrongly or takes too long.
-pub async fn simulate(trigger: Trigger, settings: &Settings, phases: &[Phase], deadline: Duration) -> Result<Outcome> {
-    let bed = Bed::new().await?;
+/// Anything that does not start, answers wrongly or takes too long; a mail that is lost or has two ends.
+pub async fn simulate(
+    bed: &Bed,
+    hosts: impl Replicas,
+    trigger: Trigger,
+    settings: &Settings,
+    phases: &[Phase],
+    deadline: Duration,
+) -> Result<Outcome> {
+    let before = Books::of(&bed.jetstream).await?.mails;
     let scaler = match trigger {
         Trigger::BuiltIn => None,
         Trigger::Push => Some(Scaler::ready(bed.server.url()).await?),
     };
     let start = SystemTime::now();
-    let mut cluster = Cluster::new(&bed, settings, scaler.as_ref()).await?;
+    let mut cluster = Cluster::new(bed, hosts, settings, scaler.as_ref()).await?;
     tokio::time::timeout(deadline, cluster.run(phases))
         .await
         .with_context(|| format!("the simulation did not end within {deadline:?}"))??;
     let samples = std::mem::take(&mut cluster.samples);
     drop(cluster);
-    let books = bed.books_balance(samples.last().map_or(0, |last| last.sent)).await?;
-    let latencies = latencies(&bed, start).await?;
+    let books = bed.books_balance(before + samples.last().map_or(0, |last| last.sent)).await?;
+    let latencies = latencies(bed, start).await?;
     Ok(Outcome { samples, latencies, books })
 }
 
-struct Cluster<'a> {
+struct Cluster<'a, R> {
     bed: &'a Bed,
+    hosts: R,
     settings: &'a Settings,
     client: Option<Client>,
     object: ScaledObjectRef,
@@ -120,14 +176,12 @@ struct Cluster<'a> {
     autoscaler: Autoscaler,
     start: Instant,
     replicas: u32,
-    hosts: Vec<Host>,
-    ending: JoinSet<Result<()>>,
     samples: Vec<Sample>,
     sent: Arc<AtomicU64>,
 }
 
-impl<'a> Cluster<'a> {
-    async fn new(bed: &'a Bed, settings: &'a Settings, scaler: Option<&Scaler>) -> Result<Self> {
+impl<'a, R: Replicas> Cluster<'a, R> {
+    async fn new(bed: &'a Bed, hosts: R, settings: &'a Settings, scaler: Option<&Scaler>) -> Result<Self> {
         let metadata = [
             ("scalerAddress", scaler.map_or_else(String::new, |scaler| scaler.address().to_owned())),
             ("stream", MAIL.to_owned()),
@@ -154,6 +208,7 @@ impl<'a> Cluster<'a> {
         };
         Ok(Self {
             bed,
+            hosts,
             settings,
             client,
             object,
@@ -163,8 +218,6 @@ impl<'a> Cluster<'a> {
             autoscaler: Autoscaler::default(),
             start: Instant::now(),
             replicas: 0,
-            hosts: Vec::new(),
-            ending: JoinSet::new(),
             samples: Vec::new(),
             sent: Arc::default(),
         })
@@ -192,7 +245,6 @@ impl<'a> Cluster<'a> {
                     is_published = true;
                 }
                 Some(ended) = self.pushing.join_next() => ended.context("the listener broke off")??,
-                Some(ended) = self.ending.join_next() => ended.context("a host's end broke off")??,
                 _ = poll.tick() => {
                     let active = self.is_active().await?;
                     self.activate(active).await?;
@@ -206,7 +258,7 @@ impl<'a> Cluster<'a> {
                 _ = tick.tick() => {
                     let (sent, lag) = (self.sent.load(Ordering::Relaxed), self.lag().await?);
                     self.samples.push(Sample { at: self.start.elapsed(), sent, lag, replicas: self.replicas });
-                    let is_zero = lag == 0 && self.replicas == 0 && self.ending.is_empty();
+                    let is_zero = lag == 0 && self.replicas == 0 && self.hosts.are_gone().await?;
                     at_zero.send_replace(is_zero);
                     if is_zero && is_published {
                         return Ok(());
@@ -221,22 +273,13 @@ impl<'a> Cluster<'a> {
         self.scale(wanted).await
     }
 
-    /// Starts and stops hosts, as a Deployment does pods: none waits for another.
     async fn scale(&mut self, wanted: u32) -> Result<()> {
-        self.replicas = wanted;
         if wanted == 0 {
             self.autoscaler.reset();
         }
-        let missing = (wanted as usize).saturating_sub(self.hosts.len());
-        let component = tools::component("actor")?;
-        let start = || Host::on(self.bed.server.url()).component(&component).args(HOST).start();
-        self.hosts.extend(try_join_all((0..missing).map(|_| start())).await?);
-        for mut host in self.hosts.drain(wanted as usize..) {
-            self.ending.spawn(async move {
-                let status = host.stop(DRAIN).await?;
-                ensure!(status.success(), "a host ended with {status}");
-                Ok(())
-            });
+        if wanted != self.replicas {
+            self.replicas = wanted;
+            self.hosts.scale(wanted).await?;
         }
         Ok(())
     }
@@ -332,7 +375,9 @@ async fn latencies(bed: &Bed, start: SystemTime) -> Result<Vec<(Duration, Durati
     let mut latencies = Vec::new();
     for verdict in streams::verdicts(&bed.jetstream).await? {
         let at = stored.get(&verdict.mail_sequence()?).context("a verdict on no mail")?;
-        latencies.push((at.duration_since(start).unwrap_or_default(), verdict.time.duration_since(*at)?));
+        if let Ok(since) = at.duration_since(start) {
+            latencies.push((since, verdict.time.duration_since(*at)?));
+        }
     }
     latencies.sort_unstable();
     Ok(latencies)

@@ -64,9 +64,10 @@ Commands:
                         controllers and kubelet, which are built from Debian's sources the first time, in 10 minutes, and
                         kept in ~/.cache/mailroom/kubernetes
                           FILTER  only tests whose name begins with one of these
-  simulate [--quick] [--burst N] [--rate N] [--cooldown SECONDS]
+  simulate [--kubernetes | --quick | --burst N | --rate N | --cooldown SECONDS]…
                         Build, and let hosts come and go with the work as KEDA and Kubernetes decide, once with KEDA's own
                         trigger and once with `host scaler`; prints what it took, and draws it to TARGET/simulate
+                          --kubernetes  pods of a real Kubernetes instead, as in test-kubernetes, and only mails that find none
   soak [--minutes N] [--seed S] [--hosts N] [--rate N]
                         Build, and let everything fail at random while hosts work: kills, freezes, cut networks, streams
                         that refuse. Every round of half a minute each mail must have one verdict or dead letter,
@@ -211,7 +212,7 @@ impl Task {
                 filters.iter().find(|filter| filter.as_encoded_bytes().starts_with(b"-"))
             }
             Self::Simulate { args, .. } => {
-                let known = ["--quick", "--burst", "--rate", "--cooldown", "--out"];
+                let known = ["--kubernetes", "--quick", "--burst", "--rate", "--cooldown", "--out"];
                 let is_known = |arg: &OsString| known.iter().any(|known| arg == known);
                 args.iter().find(|arg| arg.as_encoded_bytes().starts_with(b"-") && !is_known(arg))
             }
@@ -299,6 +300,9 @@ fn soak(workspace: &Workspace, nats_server: Option<PathBuf>, args: &[OsString]) 
 }
 
 fn simulate(workspace: &Workspace, nats_server: Option<PathBuf>, args: &[OsString]) -> Result<()> {
+    if args.iter().any(|arg| arg == "--kubernetes") {
+        return kubernetes::test(workspace, nats_server, &["a_mail_that_finds_no_pod".into()]);
+    }
     let nats_server = tools::nats_server(workspace, nats_server)?;
     build(workspace)?;
     let mut simulate = workspace.command(workspace.target.join("release/simulate"));
@@ -341,6 +345,7 @@ fn test(workspace: &Workspace, nats_server: Option<PathBuf>, filters: &[OsString
     let mut test = workspace.cargo(&["test", "--release"]);
     test.envs(places(workspace));
     test.env("MAILROOM_TEST_NATS_SERVER", &nats_server).env("MAILROOM_TEST_WASMTIME", wasmtime);
+    learned::build(workspace)?;
     test.env("MAILROOM_TEST_NEW_NATS_SERVER", tools::new_nats_server(workspace)?);
     test.env("MAILROOM_TEST_PROMTOOL", promtool).env("MAILROOM_TEST_KUBECTL", kubectl);
     test.env("MAILROOM_TEST_KUBERNETES_VALIDATE", kubernetes_validate).env("MAILROOM_TEST_HELM", helm);

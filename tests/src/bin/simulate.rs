@@ -7,8 +7,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 use tests::asked_to_stop;
 use tests::autoscaler::Settings;
+use tests::bed::Bed;
 use tests::lines::{Panel, svg};
-use tests::simulation::{Outcome, Phase, Trigger, simulate};
+use tests::simulation::{Outcome, Phase, Processes, Trigger, simulate};
 
 const HELP: &str = "\
 How hosts come and go with the work: real hosts on a real nats-server, under KEDA's and Kubernetes' decisions, once with
@@ -99,8 +100,9 @@ async fn run(wanted: &Wanted) -> Result<()> {
     let mut outcomes = Vec::new();
     for trigger in [Trigger::BuiltIn, Trigger::Push] {
         eprintln!("simulating with {} …", trigger.name());
-        let outcome = simulate(trigger, &settings, &phases, deadline).await?;
-        outcome.books.balance()?;
+        let bed = Bed::new().await?;
+        let hosts = Processes::of(bed.server.url());
+        let outcome = simulate(&bed, hosts, trigger, &settings, &phases, deadline).await?;
         print(trigger, &outcome);
         outcomes.push((trigger, outcome));
     }

@@ -1,8 +1,9 @@
 //! How many hosts there are: what KEDA and Kubernetes decide, and hosts that come and go by it.
 
 use tests::autoscaler::{Activation, Autoscaler, Settings};
+use tests::bed::Bed;
 use tests::prelude::*;
-use tests::simulation::{Phase, Trigger, simulate};
+use tests::simulation::{Phase, Processes, Trigger, simulate};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -73,8 +74,9 @@ async fn hosts_come_and_go_and_no_mail_is_lost() -> Result<()> {
     ];
     let mut first = Vec::new();
     for trigger in [Trigger::BuiltIn, Trigger::Push] {
-        let outcome = simulate(trigger, &settings, &phases, 120 * SECOND).await?;
-        outcome.books.balance()?;
+        let bed = Bed::new().await?;
+        let hosts = Processes::of(bed.server.url());
+        let outcome = simulate(&bed, hosts, trigger, &settings, &phases, 120 * SECOND).await?;
         let most = outcome.samples.iter().map(|sample| sample.replicas).max();
         ensure!(most > Some(2), "{trigger:?}: {most:?} hosts");
         ensure!(outcome.samples.last().is_some_and(|last| last.replicas == 0), "{trigger:?}: hosts are left");

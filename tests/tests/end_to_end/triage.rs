@@ -44,6 +44,29 @@ async fn a_thread_on_the_disk_is_one_issue() -> Result<()> {
     Ok(())
 }
 
+/// A model that was built in says who takes a mail, and how sure it is; the words of the samples do not speak beside it.
+#[tokio::test]
+async fn a_model_that_was_built_in_decides() -> Result<()> {
+    let component = tools::component("triage-learned")?.display().to_string();
+    let triage = async |number: usize, args: &[&str]| -> Result<serde_json::Value> {
+        // Of the words that queue number N had more often: wN, wN+10, wN+20 and so on.
+        let words: Vec<_> = (0..60).map(|word| format!("w{}", word * 10 + number)).collect();
+        let mail = format!("From: stranger@example.com\nSubject: invoice\n\n{}\n", words.join(" "));
+        let args = ["triage", &component].into_iter().chain(args.iter().copied()).chain(["-"]);
+        let said = command::run(tools::host()?, args, mail.as_bytes(), SOON).await?.success()?.stdout;
+        Ok(serde_json::from_str(said.trim())?)
+    };
+    for number in 0..10 {
+        let verdict = triage(number, &[]).await?;
+        assert_eq!(verdict["queue"], format!("q{number}"), "{verdict}");
+        let reasons = verdict["reasons"].to_string();
+        ensure!(reasons.contains(&format!("reads like mail for q{number}, confidence")), "{verdict}");
+    }
+    let unsure = triage(3, &["--config", "team.confidence=1"]).await?;
+    ensure!(unsure["reasons"].to_string().contains("is below 100 %: default queue"), "{unsure}");
+    Ok(())
+}
+
 /// Two hosts that see the mails of many threads at the same time give each thread one issue, which one mail opens.
 #[tokio::test]
 async fn two_hosts_give_a_thread_one_issue() -> Result<()> {

@@ -8,8 +8,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
+use tests::autoscaler;
 use tests::mix::{Publisher, mails};
 use tests::page::Page;
+use tests::simulation::{Phase, Replicas, Trigger, simulate};
 use tests::streams::VERDICTS;
 
 /// Where everything of ours is.
@@ -282,6 +284,50 @@ async fn nothing_is_lost_while_pods_come_and_go() -> Result<()> {
     let books = cluster.bed.books_balance(sent).await?;
     println!("{sent} mails: {} verdicts, {} dead letters", books.verdicts, books.dead());
     cluster.finish().await
+}
+
+/// A mail that finds no pod wakes one: KEDA's own trigger at its next poll, `host scaler` at once. The decisions are those of
+/// the simulation, the replicas are set in a real Deployment.
+#[tokio::test]
+async fn a_mail_that_finds_no_pod_wakes_one() -> Result<()> {
+    const MAILS: usize = 2;
+    let cluster = Cluster::new(&["actor"]).await?;
+    cluster.deploy("actor", &[], &[]).await?;
+    cluster.until_ready(2).await?;
+    cluster.scale(0).await?;
+    let settings = autoscaler::Settings { cooldown: Duration::from_secs(1), ..autoscaler::Settings::default() };
+    let mut means = Vec::new();
+    for trigger in [Trigger::BuiltIn, Trigger::Push] {
+        let mut phases = Vec::new();
+        for number in 0..MAILS {
+            // At different moments between two polls.
+            let quiet = settings.polling_interval.mul_f64((number as f64 + 0.5) / MAILS as f64);
+            phases.extend([Phase::Quiet(quiet), Phase::Burst(1), Phase::UntilZero]);
+        }
+        let outcome = simulate(&cluster.bed, Pods(&cluster), trigger, &settings, &phases, PODS_SOON * 6).await?;
+        let latencies: Vec<Duration> = outcome.latencies.iter().map(|(_, latency)| *latency).collect();
+        ensure!(latencies.len() == MAILS, "{latencies:?}");
+        for latency in &latencies {
+            report(&format!("from a mail that finds no pod to its verdict, by {}", trigger.name()), *latency);
+        }
+        means.push(latencies.iter().sum::<Duration>() / MAILS as u32);
+    }
+    ensure!(means[1] < means[0], "{means:?}");
+    cluster.finish().await
+}
+
+/// The pods of the Deployment.
+struct Pods<'a>(&'a Cluster);
+
+impl Replicas for Pods<'_> {
+    async fn scale(&mut self, wanted: u32) -> Result<()> {
+        self.0.kubectl(&["scale", "deployment", TRIAGE, &format!("--replicas={wanted}")]).await?.success()?;
+        Ok(())
+    }
+
+    async fn are_gone(&mut self) -> Result<bool> {
+        Ok(self.0.kubernetes.pods(NAMESPACE, LABEL).await?.is_empty())
+    }
 }
 
 /// A host over its memory limit is killed, said to be, and started again; a component that is none says so in
