@@ -115,13 +115,14 @@ impl Consumer {
             .await
             .with_context(|| format!("find dead-letter stream {}; `host provision` makes it", names.dead_stream))?;
         let created = stream.cached_info().created;
-        let now = stream.get_info().await.with_context(|| format!("look stream {} up again", names.stream))?;
+        let (now, parking) = tokio::join!(stream.get_info(), Parking::look_up(jetstream, names));
+        let now = now.with_context(|| format!("look stream {} up again", names.stream))?;
         ensure!(now.created == created, "stream {} is just being made again", names.stream);
         Ok(Self {
             info,
             stream_created: created.unix_timestamp(),
             duplicate_window: verdicts.cached_info().config.duplicate_window,
-            parking: Parking::look_up(jetstream, names).await,
+            parking,
         })
     }
 }

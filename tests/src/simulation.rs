@@ -27,7 +27,7 @@ const TICK: Duration = Duration::from_millis(100);
 const DRAIN: Duration = Duration::from_secs(60);
 
 /// What every host runs with: a guest that waits 50 ms, eight at a time, settles some 150 messages a second.
-const HOST: [&str; 8] = ["--shards", "1", "--slots", "8", "--max-in-flight", "64", "--log", "warn"];
+const HOST: [&str; 6] = ["--shards", "1", "--slots", "8", "--max-in-flight", "64"];
 const MAIL_TEXT: &str = "sleep 50";
 
 /// Who says how much there is to do.

@@ -232,7 +232,7 @@ async fn the_scaler_fits_its_trigger() -> Result<()> {
     let (name, namespace) = host.split_once('.').context("a namespace")?;
     let service = find("Service", name)?;
     ensure!(service["metadata"]["namespace"] == namespace, "{service}");
-    ensure!(service["spec"]["ports"][0]["port"].to_string() == port, "{service}");
+    ensure!(service["spec"]["ports"][0]["port"].as_u64() == Some(port.parse()?), "{service}");
 
     let deployment = find("Deployment", name)?;
     let labels = &deployment["spec"]["template"]["metadata"]["labels"];

@@ -170,10 +170,7 @@ async fn no_user_can_do_more() -> Result<()> {
         ("publisher", &[&DESTRUCTIVE, &MAKING, &WORK, &READING, &["replay.MAIL.triage.x", "$JS.API.INFO"]]),
         ("reader", &[&DESTRUCTIVE, &MAKING, &WORK, &READING, &["mail.test", "replay.MAIL.triage.x"]]),
         ("operator", &[&DESTRUCTIVE, &MAKING, &WORK, &READING, &["mail.test", "replay.MAIL.other.x"]]),
-        (
-            "scaler",
-            &[&DESTRUCTIVE, &MAKING[..2], &MAKING[3..], &WORK, &READING, &["mail.test", "replay.MAIL.triage.x"]],
-        ),
+        ("scaler", &[&DESTRUCTIVE, &MAKING[..2], &MAKING[3..], &WORK, &READING, &["mail.test", "replay.MAIL.other.x"]]),
         ("provisioner", &[&DESTRUCTIVE, &WORK, &READING[..2], &["mail.test", "replay.MAIL.triage.x"]]),
     ];
     let site = Site::new().await?;
