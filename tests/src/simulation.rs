@@ -120,6 +120,7 @@ impl Replicas for Processes {
             self.ending.spawn(async move {
                 let status = host.stop(DRAIN).await?;
                 ensure!(status.success(), "a host ended with {status}");
+                host.process().quiet();
                 Ok(())
             });
         }
@@ -147,7 +148,7 @@ pub async fn simulate(
     deadline: Duration,
 ) -> Result<Outcome> {
     let before = Books::of(&bed.jetstream).await?.mails;
-    let scaler = match trigger {
+    let mut scaler = match trigger {
         Trigger::BuiltIn => None,
         Trigger::Push => Some(Scaler::ready(bed.server.url()).await?),
     };
@@ -160,6 +161,9 @@ pub async fn simulate(
     drop(cluster);
     let books = bed.books_balance(before + samples.last().map_or(0, |last| last.sent)).await?;
     let latencies = latencies(bed, start).await?;
+    if let Some(scaler) = &mut scaler {
+        scaler.process().quiet();
+    }
     Ok(Outcome { samples, latencies, books })
 }
 

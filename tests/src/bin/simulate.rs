@@ -100,9 +100,10 @@ async fn run(wanted: &Wanted) -> Result<()> {
     let mut outcomes = Vec::new();
     for trigger in [Trigger::BuiltIn, Trigger::Push] {
         eprintln!("simulating with {} …", trigger.name());
-        let bed = Bed::new().await?;
+        let mut bed = Bed::new().await?;
         let hosts = Processes::of(bed.server.url());
         let outcome = simulate(&bed, hosts, trigger, &settings, &phases, deadline).await?;
+        bed.server.process().quiet();
         print(trigger, &outcome);
         outcomes.push((trigger, outcome));
     }
