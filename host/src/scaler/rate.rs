@@ -124,7 +124,7 @@ mod tests {
     use super::*;
     use ::fuzz::{any, check, collection, option};
 
-    /// What `host scaler` saw of real hosts, four looks a second: seconds, waiting, in flight, delivered.
+    /// What the server told of real hosts, four looks a second: seconds, waiting, in flight, delivered.
     const ONE_HOST: &str = include_str!("curves/one-host.csv");
     const TWO_HOSTS: &str = include_str!("curves/two-hosts.csv");
     const WAITING_GUESTS: &str = include_str!("curves/waiting-guests.csv");
