@@ -475,3 +475,28 @@ impl Certificates {
         Ok(made)
     }
 }
+
+/// Where no watcher can be made, as beside a consumer of a work queue, the lag is looked at every second.
+#[tokio::test]
+async fn a_work_queue_takes_no_watcher_and_is_looked_at() -> Result<()> {
+    let server = NatsServer::start().await?;
+    let jetstream = server.jetstream().await?;
+    let config = async_nats::jetstream::stream::Config {
+        name: streams::MAIL.to_owned(),
+        subjects: vec!["mail.>".to_owned()],
+        retention: async_nats::jetstream::stream::RetentionPolicy::WorkQueue,
+        ..Default::default()
+    };
+    jetstream.create_stream(config).await?;
+    let bed = Bed::on(server, &["--update", "--mail-max-age", "7d"]).await?;
+    let scaler = Scaler::ready(bed.server.url()).await?;
+    let mut stream = scaler.client().await?.stream_is_active(triage(&[])).await?.into_inner();
+    ensure!(!told(&mut stream, SOON).await?, "active without messages");
+    let failures = async || Ok(scaler.metrics().await?.get("mailroom_scaler_watcher_failures_total", &[]));
+    eventually(SOON, "no watcher", failures, |count| *count == Some(1.0)).await?;
+    bed.tell(["verdict support"]).await?;
+    ensure!(told(&mut stream, SOON).await?, "still inactive");
+    ensure!(drain(&bed).await? == 1, "the durable consumer has not got the message");
+    ensure!(!told(&mut stream, SOON).await?, "still active");
+    Ok(())
+}
