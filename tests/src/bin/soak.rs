@@ -222,6 +222,8 @@ impl Soak {
         troubled?;
         published?;
         let bed = &self.fleet.bed;
+        // What is parked is not at the consumer. Where this waits in vain the books say what is lost.
+        let _ = bed.outcomes(count).await;
         bed.settled_within(SETTLED).await?;
         self.fleet.until_ready().await?;
         self.fleet.until_idle().await?;
@@ -236,7 +238,7 @@ impl Soak {
         println!("{}{}, lost {}, duplicates {}", fresh_line(), line(tally, self.begun), tally.lost, tally.doubled);
         books.balance()?;
         ensure!(books.mails == count, "{} mails are in the stream, and {count} were confirmed", books.mails);
-        for stream in [streams::MAIL, streams::VERDICTS, streams::DEAD] {
+        for stream in [streams::PARKED, streams::MAIL, streams::VERDICTS, streams::DEAD] {
             bed.jetstream.get_stream(stream).await?.purge().await?;
         }
         Ok(())
