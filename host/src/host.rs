@@ -115,7 +115,8 @@ impl Consumer {
             .await
             .with_context(|| format!("find dead-letter stream {}; `host provision` makes it", names.dead_stream))?;
         let created = stream.cached_info().created;
-        let (now, parking) = tokio::join!(stream.get_info(), Parking::look_up(jetstream, names));
+        let parking = Parking::look_up(jetstream, names, &stream.cached_info().config);
+        let (now, parking) = tokio::join!(stream.get_info(), parking);
         let now = now.with_context(|| format!("look stream {} up again", names.stream))?;
         ensure!(now.created == created, "stream {} is just being made again", names.stream);
         Ok(Self {

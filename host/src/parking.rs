@@ -15,6 +15,7 @@ use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::{PullConsumer, pull};
 use async_nats::jetstream::message::{AckKind, PublishMessage};
 use async_nats::jetstream::response::Response;
+use async_nats::jetstream::stream::{self, Source};
 use async_nats::jetstream::{self, ErrorCode};
 use futures::TryStreamExt as _;
 use serde::Deserialize;
@@ -58,7 +59,7 @@ pub enum By {
     Mover,
 }
 
-/// What is asked of a stream's information.
+/// What is asked of the parked stream; the client library knows nothing of schedules.
 #[derive(Deserialize)]
 struct Info {
     config: Config,
@@ -70,55 +71,38 @@ struct Config {
     max_age: u64,
     #[serde(default)]
     allow_msg_schedules: bool,
-    #[serde(default)]
-    sources: Vec<Source>,
-}
-
-#[derive(Deserialize)]
-struct Source {
-    name: String,
-    #[serde(default)]
-    subject_transforms: Vec<Transform>,
-}
-
-#[derive(Deserialize)]
-struct Transform {
-    src: String,
-    dest: String,
 }
 
 impl Parking {
-    /// How retries can wait. Nothing, if the streams are not made for it or cannot be asked: then they wait at the
-    /// consumer, which is as safe.
-    pub async fn look_up(jetstream: &jetstream::Context, names: &Names) -> Option<Self> {
-        let parked = config(jetstream, &names.parked_stream).await?;
+    /// How retries of messages of the stream `mail` can wait. Nothing, if the streams are not made for it or cannot be
+    /// asked: then they wait at the consumer, which is as safe.
+    pub async fn look_up(jetstream: &jetstream::Context, names: &Names, mail: &stream::Config) -> Option<Self> {
+        let info = format!("STREAM.INFO.{}", names.parked_stream);
+        let reason = match jetstream.request::<_, _, Response<Info>>(info, &json!({})).await {
+            Ok(Response::Ok(Info { config })) => return Self::by(jetstream, names, mail, &config).await,
+            Ok(Response::Err { error }) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => return None,
+            Ok(Response::Err { error }) => error.to_string(),
+            Err(err) => err.to_string(),
+        };
+        tracing::warn!("look for stream {}: {reason}; retries wait at the consumer", names.parked_stream);
+        None
+    }
+
+    async fn by(jetstream: &jetstream::Context, names: &Names, mail: &stream::Config, parked: &Config) -> Option<Self> {
         let by = if parked.allow_msg_schedules {
-            let mail = config(jetstream, &names.stream).await?;
             let (due, replays) = (names.due_wildcard(), names.replay_wildcard());
-            let leads_back = |transform: &Transform| transform.src == due && transform.dest == replays;
-            let source = mail.sources.iter().find(|source| source.name == names.parked_stream)?;
-            source.subject_transforms.iter().any(leads_back).then_some(By::Server)?
+            let mut sources = mail.sources.iter().flatten().filter(|source| source.name == names.parked_stream);
+            let leads_back = |source: &Source| {
+                let mut transforms = source.subject_transforms.iter();
+                transforms.any(|transform| transform.source == due && transform.destination == replays)
+            };
+            sources.any(leads_back).then_some(By::Server)?
         } else {
             due_consumer(jetstream, &names.parked_stream).await?;
             By::Mover
         };
         let wait_max = if parked.max_age == 0 { Duration::MAX } else { Duration::from_nanos(parked.max_age / 2) };
         Some(Self { by, wait_max })
-    }
-}
-
-async fn config(jetstream: &jetstream::Context, stream: &str) -> Option<Config> {
-    match jetstream.request::<_, _, Response<Info>>(format!("STREAM.INFO.{stream}"), &json!({})).await {
-        Ok(Response::Ok(info)) => Some(info.config),
-        Ok(Response::Err { error }) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => None,
-        Ok(Response::Err { error }) => {
-            tracing::warn!("look for stream {stream}: {error}; retries wait at the consumer");
-            None
-        }
-        Err(err) => {
-            tracing::warn!("look for stream {stream}: {err}; retries wait at the consumer");
-            None
-        }
     }
 }
 

@@ -228,7 +228,8 @@ impl<'a, R: Replicas> Cluster<'a, R> {
     }
 
     async fn run(&mut self, phases: &[Phase]) -> Result<()> {
-        let (at_zero, zero) = watch::channel(false);
+        // After how many mails nothing was left to do, and no host.
+        let (at_zero, zero) = watch::channel(0);
         let jetstream = self.bed.server.jetstream().await?;
         let mut publisher = JoinSet::new();
         publisher.spawn(publish(jetstream, phases.to_vec(), self.sent.clone(), zero));
@@ -262,10 +263,11 @@ impl<'a, R: Replicas> Cluster<'a, R> {
                 _ = tick.tick() => {
                     let (sent, lag) = (self.sent.load(Ordering::Relaxed), self.lag().await?);
                     self.samples.push(Sample { at: self.start.elapsed(), sent, lag, replicas: self.replicas });
-                    let is_zero = lag == 0 && self.replicas == 0 && self.hosts.are_gone().await?;
-                    at_zero.send_replace(is_zero);
-                    if is_zero && is_published {
-                        return Ok(());
+                    if lag == 0 && self.replicas == 0 && self.hosts.are_gone().await? {
+                        at_zero.send_replace(sent);
+                        if is_published {
+                            return Ok(());
+                        }
                     }
                 }
             }
@@ -326,14 +328,11 @@ impl<'a, R: Replicas> Cluster<'a, R> {
 /// How many mails are on their way at a time in a burst.
 const BATCH: u32 = 500;
 
-/// How long after the last mail there is surely something to be seen of it.
-const NOTICED: Duration = Duration::from_secs(1);
-
 async fn publish(
     jetstream: jetstream::Context,
     phases: Vec<Phase>,
     sent: Arc<AtomicU64>,
-    mut zero: watch::Receiver<bool>,
+    mut at_zero: watch::Receiver<u64>,
 ) -> Result<()> {
     let send = async |count: u32| -> Result<()> {
         let mails = (0..count).map(|_| jetstream.publish("mail.simulated", MAIL_TEXT.into()));
@@ -364,8 +363,8 @@ async fn publish(
                 }
             }
             Phase::UntilZero => {
-                sleep(NOTICED).await;
-                zero.wait_for(|zero| *zero).await?;
+                let all = sent.load(Ordering::Relaxed);
+                at_zero.wait_for(|mails| *mails == all).await?;
             }
         }
     }

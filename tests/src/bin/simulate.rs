@@ -5,10 +5,10 @@ use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
-use tests::asked_to_stop;
 use tests::autoscaler::Settings;
 use tests::bed::Bed;
 use tests::lines::{Panel, svg};
+use tests::program;
 use tests::simulation::{Outcome, Phase, Processes, Trigger, simulate};
 
 const HELP: &str = "\
@@ -38,28 +38,7 @@ struct Wanted {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let wanted = match wanted(std::env::args().skip(1)) {
-        Ok(Some(wanted)) => wanted,
-        Ok(None) => {
-            print!("{HELP}");
-            return ExitCode::SUCCESS;
-        }
-        Err(err) => {
-            eprintln!("error: {err:#}; see --help");
-            return ExitCode::from(2);
-        }
-    };
-    let ended = tokio::select! {
-        ended = run(&wanted) => ended,
-        () = asked_to_stop() => Err(anyhow::anyhow!("interrupted")),
-    };
-    match ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(err) => {
-            eprintln!("error: {err:#}");
-            ExitCode::FAILURE
-        }
-    }
+    program(HELP, wanted(std::env::args().skip(1)), async |wanted| run(&wanted).await).await
 }
 
 fn wanted(mut args: impl Iterator<Item = String>) -> Result<Option<Wanted>> {

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tests::mix::{self, Publisher};
-use tests::{Books, Fault, Fleet, asked_to_stop, streams, tools};
+use tests::{Books, Fault, Fleet, program, streams, tools};
 use tokio::time::{Instant, interval, sleep_until};
 
 const HELP: &str = "\
@@ -79,28 +79,7 @@ struct Wanted {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let wanted = match wanted(std::env::args().skip(1)) {
-        Ok(Some(wanted)) => wanted,
-        Ok(None) => {
-            print!("{HELP}");
-            return ExitCode::SUCCESS;
-        }
-        Err(err) => {
-            eprintln!("error: {err:#}; see --help");
-            return ExitCode::from(2);
-        }
-    };
-    let ended = tokio::select! {
-        ended = soak(&wanted) => ended,
-        () = asked_to_stop() => Err(anyhow::anyhow!("interrupted")),
-    };
-    match ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(err) => {
-            eprintln!("\nerror: {err:#}");
-            ExitCode::FAILURE
-        }
-    }
+    program(HELP, wanted(std::env::args().skip(1)), async |wanted| soak(&wanted).await).await
 }
 
 /// What the arguments say; nothing if help is wanted.

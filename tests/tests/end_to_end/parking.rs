@@ -33,15 +33,13 @@ async fn a_late_retry_leaves_the_consumer_at_rest_and_comes_back_as_it_was() -> 
         headers.insert("Mailroom-Deliveries", "7");
         headers.insert("Mailroom-Letter", "a.b");
         bed.tell_with(headers, "echo-at 3 2000").await?;
-        let mut looks = 0;
         for round in 1..=2 {
             eventually(SOON, "parked", async || parked(&host).await, |count| *count == f64::from(round)).await?;
             bed.settled().await?;
             ensure!(streams::outcomes(&bed.jetstream).await? == 0, "too early");
-            looks += 1;
         }
         let verdict = bed.verdicts(1).await?.remove(0);
-        ensure!(looks == 2 && verdict.subject.starts_with("verdict.echo."), "{verdict:?}");
+        ensure!(verdict.subject.starts_with("verdict.echo."), "{verdict:?}");
         let json = verdict.json()?;
         let said: Vec<&str> = json["reasons"].as_array().into_iter().flatten().filter_map(|it| it.as_str()).collect();
         let stored = &streams::messages(&bed.jetstream, streams::MAIL).await?[0];
