@@ -5,6 +5,7 @@
 //! computes runs to its end without a task switch, and one that waits lets the others go on.
 
 use crate::admin::{Condition, Health, Metrics, Stage, Stages};
+use crate::batch::Batch;
 use crate::cli::counted;
 use crate::handler::Handler;
 use crate::identity::{Identity, Losses};
@@ -28,8 +29,10 @@ use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use slab::Slab;
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::select;
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -250,6 +253,7 @@ impl<H: Handler> Host<H> {
                     half_window: consumer.duplicate_window / 2,
                     parking: consumer.parking,
                     parks: Cell::new(true),
+                    batch: Batch::default(),
                 }
                 .serve(source)
                 .await;
@@ -301,6 +305,7 @@ struct Shard<'a, H: Handler> {
     parking: Option<Parking>,
     /// Whether the last retry that should be parked was.
     parks: Cell<bool>,
+    batch: Batch,
 }
 
 /// Where results of one kind go, as far as a shard knows.
@@ -351,7 +356,7 @@ impl<H: Handler> Shard<'_, H> {
                 biased;
                 () = self.stop.drain.cancelled() => break,
                 _ = beat.tick() => self.beat(running.len()).await,
-                Some(()) = running.next() => {}
+                Some(()) = self.done(&mut running) => {}
                 event = self.next(&mut source, room) => {
                     // The client broke off: nothing that runs can be stored or acknowledged.
                     let Ok(event) = event else {
@@ -432,7 +437,7 @@ impl<H: Handler> Shard<'_, H> {
                     }
                     self.beat(running.len()).await;
                 }
-                next = running.next() => if next.is_none() { break },
+                done = self.done(running) => if done.is_none() { break },
                 // So that the next beat knows whom it tells of the long ones.
                 _ = self.identity.holds(), if self.identity.is_in_doubt() => {}
             }
@@ -440,8 +445,23 @@ impl<H: Handler> Shard<'_, H> {
         self.beat(running.len()).await;
     }
 
+    /// The next message that is done, if any is on its way.
+    async fn done(&self, running: &mut FuturesUnordered<impl Future<Output = ()>>) -> Option<()> {
+        poll_fn(|context| {
+            loop {
+                match running.poll_next_unpin(context) {
+                    Poll::Pending if self.batch.release() => {}
+                    done => return done,
+                }
+            }
+        })
+        .await
+    }
+
     /// The path of one message, from its delivery to its settlement.
-    async fn process(&self, delivery: Delivery) {
+    ///
+    /// As large as the largest of what it awaits, for every message in flight; so what few messages need is boxed.
+    async fn process(&self, mut delivery: Delivery) {
         let _held = self.hold(&delivery);
 
         let replayed = match &delivery.origin {
@@ -465,6 +485,8 @@ impl<H: Handler> Shard<'_, H> {
             (_, Some(dead)) => not_run(dead),
             (_, None) => {
                 let Some(settled) = self.run(&delivery).await else { return };
+                delivery.forget_copy();
+                self.batch.complete().await;
                 settled
             }
         };
@@ -490,7 +512,7 @@ impl<H: Handler> Shard<'_, H> {
             Settlement::Again(wait, reason, detail) => {
                 let id = &delivery.message.id;
                 tracing::debug!(id, delivery = delivery.count, "{}: {detail}; again in {wait:?}", reason.name());
-                let kind = if !may_be_elsewhere && self.park(&delivery, wait).await {
+                let kind = if !may_be_elsewhere && Box::pin(self.park(&delivery, wait)).await {
                     AckKind::Ack
                 } else {
                     AckKind::Nak(Some(wait))
@@ -499,7 +521,7 @@ impl<H: Handler> Shard<'_, H> {
             }
             Settlement::Dead(reason, detail) => {
                 let cause = Cause { reason, detail: &detail, component: &component };
-                let attempt = || self.sink.dead(&delivery, cause);
+                let attempt = || Box::pin(self.sink.dead(&delivery, cause));
                 match self.persist(self.dead_letters, "store a dead letter", attempt).await {
                     Ok(_) => self.stages.observe(Stage::Publish, started.elapsed()),
                     Err(err) => return self.unstorable(&delivery, "dead letter", &err).await,
@@ -553,7 +575,7 @@ impl<H: Handler> Shard<'_, H> {
     /// of it every attempt looks first, for another host may have had the message meanwhile.
     async fn store(&self, delivery: &Delivery, verdict: &Verdict, component: &str) -> Result<Stored, StoreError> {
         let late = delivery.arrived.elapsed() > self.half_window;
-        if late && self.sink.has_verdict(&delivery.message.id).await? {
+        if late && Box::pin(self.sink.has_verdict(&delivery.message.id)).await? {
             return Ok(Stored::Before);
         }
         self.sink.verdict(delivery, verdict, component).await
@@ -562,12 +584,12 @@ impl<H: Handler> Shard<'_, H> {
     async fn has_verdict(&self, message: &Message) -> bool {
         // A look-up is repeated until it succeeds; only storing can fail for good.
         let attempt = || self.sink.has_verdict(&message.id);
-        self.persist(self.verdicts, "look for a verdict", attempt).await.unwrap_or(false)
+        Box::pin(self.persist(self.verdicts, "look for a verdict", attempt)).await.unwrap_or(false)
     }
 
     async fn has_letter(&self, letter: &str) -> bool {
         let attempt = || self.sink.has_letter(letter);
-        self.persist(self.dead_letters, "look for a dead letter", attempt).await.unwrap_or(false)
+        Box::pin(self.persist(self.dead_letters, "look for a dead letter", attempt)).await.unwrap_or(false)
     }
 
     /// Whether the message is stored where it waits for its next delivery, so that this one can be acknowledged. One

@@ -19,10 +19,13 @@ mod bindings {
 
 pub(crate) use bindings::mailroom::triage::claims;
 pub use bindings::mailroom::triage::types::{Failure, Issue, Message, Priority, Verdict};
-pub(crate) use bindings::{TriagePre, wasi};
+pub(crate) use bindings::{Triage, TriageIndices, wasi};
 
 /// The export that makes a component a guest.
 pub const HANDLER: &str = "mailroom:triage/handler@0.1.0";
+
+/// The export of a guest that is told its configuration, and the one function in it.
+pub const CONFIGURED: (&str, &str) = ("mailroom:triage/configured@0.1.0", "configure");
 
 const QUEUE_MAX_BYTES: usize = 64;
 const ISSUE_MAX_BYTES: usize = 256;

@@ -14,6 +14,7 @@ mod cli;
 mod run;
 
 mod admin;
+mod batch;
 mod capabilities;
 pub mod handler;
 mod header_block;

@@ -14,8 +14,9 @@ use tracing_subscriber::fmt::layer;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-/// Lines kept for a slow reader; beyond them lines are dropped, never messages delayed.
-const BUFFERED_LINES: usize = 64 << 10;
+/// Lines kept for a slow reader; beyond them lines are dropped, never messages delayed. Room for a line takes 32 bytes
+/// from the start.
+const BUFFERED_LINES: usize = 4 << 10;
 
 /// What is logged, and how.
 #[derive(Debug, Clone, clap::Args)]

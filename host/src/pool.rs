@@ -3,10 +3,10 @@
 use crate::capabilities::{Grants, State, TABLE_MAX_ELEMENTS, link};
 use crate::component::Loaded;
 use crate::handler::{Failure, Fault, Handler, PoolUse, Run, outcome};
-use crate::interface::{self, Message, TriagePre};
+use crate::interface::{self, Message, Triage, TriageIndices};
 use crate::room;
 use crate::scheduling::{computed, soon_after_waking};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use futures::FutureExt as _;
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
@@ -17,6 +17,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::Poll;
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
+use wasmtime::component::types::ComponentItem;
+use wasmtime::component::{ComponentExportIndex, InstancePre, Type};
 use wasmtime::{
     Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, Store, Trap, UpdateDeadline,
     WasmBacktrace,
@@ -73,7 +75,10 @@ const IDLE_TICKS: u32 = 100;
 
 /// Memory and tables up to this size are wiped in place when an instance ends, which keeps their pages mapped:
 /// no system call but one scan and no page fault for the next message. Less where memory is limited.
-const KEEP_RESIDENT_BYTES: usize = 1 << 20;
+///
+/// What one message has touched is wiped after each that follows in its slot, so more is not better: with 1 MiB, a mail
+/// with a large attachment in 150 makes all of them cost two thirds more; with this, next to nothing.
+const KEEP_RESIDENT_BYTES: usize = 128 << 10;
 
 /// Slots beside those for messages: one in which a component is tried out that is to replace another, however busy the
 /// host is.
@@ -205,7 +210,10 @@ fn config_with_pool(limits: &Limits) -> Config {
 /// Cheap to share: shards hold it behind an `Arc`.
 pub struct Guest {
     engine: Engine,
-    pre: TriagePre<State>,
+    pre: InstancePre<State>,
+    handler: TriageIndices,
+    /// Where the function is that takes the configuration, if there is one.
+    configure: Option<ComponentExportIndex>,
     grants: Arc<Grants>,
     limits: Limits,
     clock: Arc<Clock>,
@@ -256,12 +264,26 @@ impl Guest {
             bail!("{name}: has {} linear memories; a slot holds one, so merge its modules", needs.num_memories);
         }
         let linker = link(engine, &component, &grants).with_context(|| name.clone())?;
-        let pre = linker
+        let (handler, pre) = linker
             .instantiate_pre(&component)
-            .and_then(TriagePre::new)
+            .and_then(|pre| Ok((TriageIndices::new(&pre)?, pre)))
             .map_err(anyhow::Error::from)
             .with_context(|| format!("{name}: does not fit the interfaces of this host"))?;
-        Ok(Self { engine: engine.clone(), pre, grants, limits, clock, digest: digest.into(), path })
+        let (interface, function) = interface::CONFIGURED;
+        let configure = match component.get_export_index(None, interface) {
+            Some(exported) => {
+                let function = component.get_export(Some(&exported), function);
+                let (kind, index) = function.unzip();
+                ensure!(
+                    kind.is_some_and(takes_pairs),
+                    "{name}: exports {interface} in another shape; see wit/triage.wit"
+                );
+                index
+            }
+            None => None,
+        };
+        let digest = digest.into();
+        Ok(Self { engine: engine.clone(), pre, handler, configure, grants, limits, clock, digest, path })
     }
 
     /// Makes an instance and throws it away: what only then shows is said at start instead of for every message.
@@ -272,7 +294,7 @@ impl Guest {
         let started = Instant::now();
         let _running = self.clock.run();
         let mut store = self.store(started);
-        match within(self.limits.deadline, started, self.pre.instantiate_async(&mut store)).await {
+        match within(self.limits.deadline, started, self.instance(&mut store)).await {
             Some(Ok(_)) => Ok(()),
             Some(Err(err)) if err.is::<Trap>() || err.is::<WasmBacktrace>() => {
                 let (_, detail) = broken(&err, store.data(), &self.limits);
@@ -304,6 +326,17 @@ impl Guest {
         store
     }
 
+    /// A fresh instance that knows its configuration.
+    async fn instance(&self, mut store: &mut Store<State>) -> wasmtime::Result<Triage> {
+        let instance = self.pre.instantiate_async(&mut store).await?;
+        let pairs = self.grants.configuration.pairs();
+        if let (Some(configure), false) = (&self.configure, pairs.is_empty()) {
+            let configure = instance.get_typed_func::<(&[(String, String)],), ()>(&mut store, configure)?;
+            configure.call_async(&mut store, (pairs,)).await?;
+        }
+        self.handler.load(store, &instance)
+    }
+
     async fn run(&self, message: &Message) -> Run {
         let started = Instant::now();
         let limits = &self.limits;
@@ -313,7 +346,7 @@ impl Guest {
 
         let mut instantiate = Duration::ZERO;
         let answer = within(deadline, started, async {
-            let instance = self.pre.instantiate_async(&mut store).await?;
+            let instance = self.instance(&mut store).await?;
             instantiate = started.elapsed();
             instance.mailroom_triage_handler().call_triage(&mut store, message).await
         })
@@ -339,6 +372,14 @@ impl Guest {
         };
         Run { outcome, instantiate, guest }
     }
+}
+
+/// Whether it is the function that takes a configuration.
+fn takes_pairs(function: ComponentItem) -> bool {
+    let ComponentItem::ComponentFunc(function) = function else { return false };
+    let pairs = |kind| matches!(kind, Type::List(pairs) if matches!(pairs.ty(), Type::Tuple(pair) if pair.types().eq([Type::String, Type::String])));
+    let mut params = function.params();
+    params.next().is_some_and(|(_, kind)| pairs(kind)) && params.next().is_none() && function.results().len() == 0
 }
 
 impl Handler for Guest {

@@ -1,9 +1,12 @@
 //! How much room the machine leaves: memory, by the limits of control groups; mappings and address space, by those of
-//! the process.
+//! the process. And what room the start took that is not needed any more.
 
+use rustix::mm::{Advice, madvise};
 use rustix::process::{Resource, getrlimit};
-use std::fs;
+use std::ffi::c_void;
+use std::ops::Range;
 use std::path::Path;
+use std::{fs, io, ptr};
 
 /// The lowest limit on memory among the control groups that this process is in, in bytes, of either version
 /// (cgroups(7)). Nothing where there is no limit, or none that shows.
@@ -20,6 +23,35 @@ pub fn mappings_max() -> Option<u64> {
 /// Most address space that this process may have, in bytes; nothing where there is no limit.
 pub fn address_space_max() -> Option<u64> {
     getrlimit(Resource::As).current
+}
+
+/// Lets go of the pages of the executable's code and constants. Those in use come back, at their next use, from the page
+/// cache; those that only the start needed do not.
+///
+/// # Errors
+/// The kernel does not say where they are, or refuses.
+pub fn give_back_code() -> io::Result<()> {
+    let executable = fs::read_link("/proc/self/exe")?;
+    for line in fs::read_to_string("/proc/self/maps")?.lines() {
+        let Some(Range { start, end }) = code_of(line, &executable) else { continue };
+        let at: *mut c_void = ptr::with_exposed_provenance_mut(start);
+        // SAFETY: the mapping is one of a file, private, and was never written to: nothing in it depends on where it lies,
+        // so the loader leaves it as it is. What is dropped comes back as it was, from the file.
+        unsafe { madvise(at, end - start, Advice::LinuxDontNeed) }?;
+    }
+    Ok(())
+}
+
+/// Where code or constants of `executable` lie, if it is those which a line of /proc/self/maps (proc(5)) tells of.
+///
+/// Constants stand at the beginning of the file. Others that cannot be written to had addresses put into them first.
+fn code_of(line: &str, executable: &Path) -> Option<Range<usize>> {
+    let mut fields = line.split_ascii_whitespace();
+    let (start, end) = fields.next()?.split_once('-')?;
+    let (permissions, offset, path) = (fields.next()?, fields.next()?, fields.nth(2)?);
+    let number = |digits| usize::from_str_radix(digits, 16).ok();
+    let never_written = permissions == "r-xp" || permissions == "r--p" && number(offset)? == 0;
+    (never_written && Path::new(path) == executable).then_some(number(start)?..number(end)?)
 }
 
 fn memory_limit_of(groups: &str, mounted: &Path) -> Option<u64> {
@@ -45,6 +77,20 @@ fn memory_limit_of(groups: &str, mounted: &Path) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_code_of_the_executable_is_given_back() {
+        let code = "5581d2e45000-5581d3939000 r-xp 002d4000 fe:01 1234      /opt/mailroom/host";
+        let other = |from: &str, to: &str| code_of(&code.replace(from, to), Path::new("/opt/mailroom/host"));
+        assert_eq!(other("", ""), Some(0x5581_d2e4_5000..0x5581_d393_9000));
+        assert_eq!(other("r-xp 002d4000", "r--p 00000000"), Some(0x5581_d2e4_5000..0x5581_d393_9000));
+        assert_eq!(other("r-xp", "r--p"), None);
+        assert_eq!(other("r-xp", "rw-p"), None);
+        assert_eq!(other("/opt/mailroom/host", "/opt/triage.cwasm"), None);
+        assert_eq!(other("/opt/mailroom/host", ""), None);
+        // This test goes on after it.
+        give_back_code().expect("given back");
+    }
 
     #[test]
     fn the_lowest_limit_counts() {

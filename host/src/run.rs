@@ -15,6 +15,7 @@ use crate::parking::Mover;
 use crate::pool::{self, Guest, Limits, SLOTS_MAX};
 use crate::provision::{Layout, Mode, provision, unsafe_settings};
 use crate::replacement::{Current, Replacing, Source, Watching};
+use crate::room;
 use crate::settle::Policy;
 use crate::sink::Sink;
 use crate::unreadable::{Alarm, Search};
@@ -40,6 +41,9 @@ const BACKLOG_INTERVAL: Duration = Duration::from_secs(5);
 /// Longest wait for the shards after the grace period: they only hand messages back.
 const STOP_MAX: Duration = Duration::from_secs(20);
 
+/// How long a start takes at most, mostly: then the code that it alone needed is given back.
+const START_MAX: Duration = Duration::from_secs(1);
+
 /// Longest wait for an answer of JetStream's at start.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -49,7 +53,7 @@ const GUEST_PART: u32 = 2;
 /// What the operator tells the guest.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ConfigurationArgs {
-    /// Configuration that the guest reads through wasi:config; repeatable
+    /// Configuration that the guest reads through wasi:config, or is told; repeatable
     #[arg(long = "config", value_name = "KEY=VALUE", env = "MAILROOM_CONFIG", value_delimiter = '\n')]
     pairs: Vec<String>,
 
@@ -487,6 +491,12 @@ async fn serve(config: Config, current: Current<impl Handler>, metrics: Metrics,
         "running"
     );
     drop(running);
+    tasks.spawn(async {
+        tokio::time::sleep(START_MAX).await;
+        if let Err(err) = room::give_back_code() {
+            tracing::debug!("what the start needed stays in memory: {err}");
+        }
+    });
     let mut ends = Vec::new();
     select! {
         name = signals.next() => tracing::info!("{name}: draining, for at most {:?}", config.grace),

@@ -402,6 +402,13 @@ impl Delivery {
         self.payload.len() + headers.sum::<usize>()
     }
 
+    /// Gives up the copy of the payload that the guest got, once nobody runs on it.
+    pub fn forget_copy(&mut self) {
+        if let Some(message) = Arc::get_mut(&mut self.message) {
+            message.data = Vec::new();
+        }
+    }
+
     /// Tells the server what becomes of the message. Only queues the acknowledgement: flush before the end.
     ///
     /// # Errors

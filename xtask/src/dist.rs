@@ -1,7 +1,7 @@
 //! What is shipped: executables that run on any Linux of this processor, packed for those who run a host and for the
 //! nodes of a Kubernetes cluster.
 
-use crate::node::{SHIM, Static};
+use crate::node::{Profile, SHIM, Static};
 use crate::step::{self, Result, Workspace};
 use crate::{guests, tools};
 use std::fs;
@@ -35,7 +35,7 @@ pub fn dist(workspace: &Workspace) -> Result<()> {
     let shim = Archive::new(&folder, "mailroom-shim")?;
     let executables: Vec<_> = SHIM.iter().map(|executable| (executable, &shim)).chain([(&HOST, &host)]).collect();
     for (executable, archive) in &executables {
-        executable.build(workspace, &archive.contents, "--strip-all")?;
+        executable.build(workspace, &format!("dist/{}", archive.name), Profile::Dist)?;
     }
     // By the host that was just built.
     guests::build(workspace)?;

@@ -59,15 +59,14 @@ const PREFIXES: [&str; 3] = ["/usr", "/usr/local", "/"];
 /// Builds the shim's executables into `TARGET/shim`.
 pub fn build(workspace: &Workspace) -> Result<()> {
     for executable in &SHIM {
-        executable.build(workspace, &workspace.target.join("shim"), "--strip-debug")?;
+        executable.build(workspace, "shim", Profile::Release)?;
     }
     Ok(())
 }
 
-/// Builds the hosts without libraries, with a native function and with a component, that are measured.
-pub fn build_static(workspace: &Workspace) -> Result<()> {
-    POD_HOST.build(workspace, &workspace.target.join("shim"), "--strip-debug")?;
-    NATIVE.build(workspace, &workspace.target.join("native"), "--strip-all")
+/// Builds the host and the native handler as they are shipped, to be measured, into `TARGET/shipped`.
+pub fn build_shipped(workspace: &Workspace) -> Result<()> {
+    [POD_HOST, NATIVE].iter().try_for_each(|executable| executable.build(workspace, "shipped", Profile::Dist))
 }
 
 /// Sees to it that this machine can be a node and build the tests of one.
@@ -108,7 +107,7 @@ pub fn test(workspace: &Workspace, nats_server: &Path, filters: &[OsString]) -> 
 
 /// Builds what the tests put into images.
 pub fn build_sidecar(workspace: &Workspace) -> Result<()> {
-    SIDECAR.build(workspace, &workspace.target.join("sidecar"), "--strip-debug")
+    SIDECAR.build(workspace, "sidecar", Profile::Release)
 }
 
 /// Builds the tests of the shim under a containerd, as [`test()`] does, and says where their executable is.
@@ -134,7 +133,7 @@ pub fn places(workspace: &Workspace, nats_server: &Path) -> [(&'static str, Path
 pub fn bench(workspace: &Workspace, nats_server: &Path, rounds: u32) -> Result<()> {
     build(workspace)?;
     build_sidecar(workspace)?;
-    NATIVE.build(workspace, &workspace.target.join("native"), "--strip-all")?;
+    NATIVE.build(workspace, "native", Profile::Release)?;
     let bins = ["build", "--release", "--package", "shim", "--package", TESTS, "--bins"];
     step::run("build the benchmark", workspace.cargo(&bins))?;
     let mut bench = workspace.command(workspace.target.join("release/bench-shim"));
@@ -150,16 +149,30 @@ pub fn strip(workspace: &Workspace, what: &str, from: &Path, to: &Path) -> Resul
     step::run(&format!("take the debugging information out of {}", from.display()), strip)
 }
 
+/// How an executable is built.
+#[derive(Clone, Copy)]
+pub enum Profile {
+    /// As everything is, with the names of its functions.
+    Release,
+    /// As it is shipped: optimized across crates, which takes minutes, and without symbols.
+    Dist,
+}
+
 impl Static {
-    /// Builds it into `folder`, without the symbols that strip(1) takes out with `strip_what`. By itself: built together,
-    /// the packages would share the features of their dependencies, and the pods' host would have a compiler in it.
-    pub fn build(&self, workspace: &Workspace, folder: &Path, strip_what: &str) -> Result<()> {
+    /// Builds it into `folder` below the target directory. By itself: built together, the packages would share the
+    /// features of their dependencies, and the pods' host would have a compiler in it.
+    pub fn build(&self, workspace: &Workspace, folder: &str, profile: Profile) -> Result<()> {
         let Self { package, name } = self;
-        let mut cargo = workspace.cargo(&["rustc", "--release", "--package", package, "--bin", name]);
+        let (profile, strip_what) = match profile {
+            Profile::Release => ("release", "--strip-debug"),
+            Profile::Dist => ("dist", "--strip-all"),
+        };
+        let mut cargo = workspace.cargo(&["rustc", "--profile", profile, "--package", package, "--bin", name]);
         // Packed, the relocations of the executable take a tenth of their room.
         cargo.args(["--", "-C", "target-feature=+crt-static", "-C", "link-arg=-Wl,-z,pack-relative-relocs"]);
         step::run(&format!("build {name}"), cargo)?;
-        tools::make_folder(folder)?;
-        strip(workspace, strip_what, &workspace.target.join("release").join(name), &folder.join(name))
+        let folder = workspace.target.join(folder);
+        tools::make_folder(&folder)?;
+        strip(workspace, strip_what, &workspace.target.join(profile).join(name), &folder.join(name))
     }
 }

@@ -1,8 +1,8 @@
 //! The lean face of the triage: the component that the host runs once for every message.
 //!
-//! It is built for `wasm32-unknown-unknown`, so that nothing of WASI is imported that it does not use: `wasi:config/store`
-//! for the rules that the operator changed; with the feature `memory` also `wasi:keyvalue` and `mailroom:triage/claims`,
-//! to know earlier mails. The decisions are in the crate `guest`. Models that were learned are put in when it is built, see
+//! It is built for `wasm32-unknown-unknown` and imports nothing, so that an instance is made fast; the host tells it the
+//! rules that the operator changed. With the feature `memory` it imports `wasi:keyvalue` and `mailroom:triage/claims`, to
+//! know earlier mails. The decisions are in the crate `guest`. Models that were learned are put in when it is built, see
 //! `build.rs`: as data of the component they cost an instance only what it reads of them.
 //! Built for `wasm32-wasip2` it is an ordinary component, with the standard library's allocator.
 #![expect(missing_docs, reason = "the generated bindings have no documentation of their own")]
@@ -17,13 +17,26 @@ mod models {
     include!(concat!(env!("OUT_DIR"), "/models.rs"));
 }
 
-wit_bindgen::generate!({ path: "../../wit", world: "triage", generate_all });
+wit_bindgen::generate!({ path: "../../wit", world: "configured-triage", generate_all });
 
-use exports::mailroom::triage::handler;
+use exports::mailroom::triage::{configured, handler};
 use mailroom::triage::types::{Failure, Issue, Message, Priority, Retry, Verdict};
-use wasi::config::store;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 struct Triage;
+
+/// What the operator passed.
+static CONFIGURATION: Mutex<Vec<(String, String)>> = Mutex::new(Vec::new());
+
+impl configured::Guest for Triage {
+    fn configure(pairs: Vec<(String, String)>) {
+        *configuration() = pairs;
+    }
+}
+
+fn configuration() -> MutexGuard<'static, Vec<(String, String)>> {
+    CONFIGURATION.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 impl handler::Guest for Triage {
     fn triage(message: Message) -> Result<Verdict, Failure> {
@@ -69,9 +82,7 @@ fn retry(reason: String) -> Failure {
 ///
 /// A mistake in them is not the fault of the message: the message comes again, when the mistake may be mended.
 fn rules() -> Result<guest::Rules, String> {
-    let pairs = store::get_all().map_err(|error| match error {
-        store::Error::Upstream(error) | store::Error::Io(error) => format!("configuration: {error}"),
-    })?;
+    let pairs = std::mem::take(&mut *configuration());
     let mut rules = guest::Rules::from_config(pairs).map_err(|error| format!("configuration: {error}"))?;
     if let Some(model) = models::TEAM {
         rules = rules.with_team_model(model).map_err(|error| format!("the team model: {error}"))?;

@@ -1,4 +1,5 @@
-//! `wasi:config/store`: what the operator passed, read-only and the same for every message.
+//! `wasi:config/store`: what the operator passed, read-only and the same for every message. Guests that export
+//! `mailroom:triage/configured` are told the same.
 
 use super::State;
 use crate::interface::wasi::config::store::{Error, Host};

@@ -30,7 +30,7 @@ use wasmtime_wasi_http::{WasiHttpCtxView, WasiHttpView};
 /// What the operator lets guests have.
 #[derive(Debug, Default)]
 pub struct Grants {
-    /// What they read through `wasi:config`.
+    /// What they read through `wasi:config`, or are told.
     pub configuration: Configuration,
     /// What they share through `wasi:keyvalue`.
     pub keyvalue: KeyValue,

@@ -1,7 +1,7 @@
 //! How long it takes from the start of a process to its first message settled.
 
 use crate::Report;
-use crate::site::{HOST, LEAN, Program, Site, Variant, variant};
+use crate::site::{HOST, LEAN, NATIVE, Program, Site, Variant, variant};
 use anyhow::{Context as _, Result, bail, ensure};
 use futures::{FutureExt as _, StreamExt as _};
 use serde_json::{Value, json};
@@ -13,21 +13,32 @@ use tests::report::{compared, median, table, turns};
 use tests::{streams, tools};
 use tokio::time::timeout;
 
+/// The one with a compiler.
+const EVERYDAY: Variant = variant("", "", Program::EverydayHost(LEAN));
+
 /// All others are compared with the first.
 const VARIANTS: [Start; 6] = [
-    Start {
-        of: variant("native-static", "native-handler, static", Program::StaticNative),
-        component: Component::Ready,
-    },
-    Start { of: variant("native", "native-handler", Program::Native), component: Component::Ready },
-    Start {
-        of: variant("host-static", "host, static, no compiler, .cwasm", Program::StaticHost(LEAN)),
-        component: Component::Ready,
-    },
+    Start { of: NATIVE, component: Component::Ready },
     Start { of: Variant { name: "host run, .cwasm", ..HOST }, component: Component::Ready },
-    Start { of: Variant { key: "host-cached", name: "host run, .wasm, cached", ..HOST }, component: Component::Cached },
     Start {
-        of: Variant { key: "host-compiling", name: "host run, .wasm, --no-cache", args: &["--no-cache"], ..HOST },
+        of: variant("native-everyday", "native-handler, everyday build", Program::EverydayNative),
+        component: Component::Ready,
+    },
+    Start {
+        of: Variant { key: "host-everyday", name: "host run, everyday build, .cwasm", ..EVERYDAY },
+        component: Component::Ready,
+    },
+    Start {
+        of: Variant { key: "host-cached", name: "host run, everyday build, .wasm, cached", ..EVERYDAY },
+        component: Component::Cached,
+    },
+    Start {
+        of: Variant {
+            key: "host-compiling",
+            name: "host run, everyday build, .wasm, --no-cache",
+            args: &["--no-cache"],
+            ..EVERYDAY
+        },
         component: Component::ToBeCompiled,
     },
 ];

@@ -14,7 +14,7 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Duration;
 use tests::tools;
-use wasmtime::component::{HasSelf, Linker, ResourceTable};
+use wasmtime::component::{Linker, ResourceTable};
 use wasmtime::{Engine, InstanceAllocationStrategy, PoolingAllocationConfig, Store};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
@@ -258,7 +258,6 @@ impl Bare {
         let component = from_bytes(engine, path, &fs::read(path)?)?.component;
         let mut linker = Linker::new(engine);
         wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
-        bindings::wasi::config::store::add_to_linker::<State, HasSelf<State>>(&mut linker, |state| state)?;
         let pre = bindings::TriagePre::new(linker.instantiate_pre(&component)?)?;
         Ok(Self { engine: engine.clone(), pre })
     }
@@ -292,15 +291,5 @@ impl WasiView for State {
     fn ctx(&mut self) -> WasiCtxView<'_> {
         let (ctx, table) = self.wasi.get_or_insert_with(|| (WasiCtx::builder().build(), ResourceTable::new()));
         WasiCtxView { ctx, table }
-    }
-}
-
-impl bindings::wasi::config::store::Host for State {
-    fn get(&mut self, _: String) -> Result<Option<String>, bindings::wasi::config::store::Error> {
-        Ok(None)
-    }
-
-    fn get_all(&mut self) -> Result<Vec<(String, String)>, bindings::wasi::config::store::Error> {
-        Ok(Vec::new())
     }
 }

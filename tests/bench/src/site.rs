@@ -52,14 +52,14 @@ pub struct Variant {
 /// What settles messages.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Program {
-    /// `host run` on machine code of this component.
+    /// `host run` on machine code of this component: as it is shipped, static, without a compiler.
     Host(&'static str),
-    /// The same without libraries and without a compiler, as the shim has it.
-    StaticHost(&'static str),
-    /// The host's loop with a native function.
+    /// The same as it is built for every day: with shared libraries and a compiler, optimized crate by crate.
+    EverydayHost(&'static str),
+    /// The host's loop with a native function, built as the host is.
     Native,
-    /// The same without libraries.
-    StaticNative,
+    /// The same as it is built for every day.
+    EverydayNative,
     /// The program `usual-host`.
     Usual,
 }
@@ -67,6 +67,8 @@ pub enum Program {
 /// The component as the host likes it best, and as compilers make it.
 pub const LEAN: &str = "triage";
 pub const ORDINARY: &str = "triage-ordinary";
+/// The one that remembers mails.
+pub const REMEMBERING: &str = "triage-memory";
 
 /// A program as it is usually started.
 pub const fn variant(key: &'static str, name: &'static str, program: Program) -> Variant {
@@ -135,7 +137,7 @@ impl Site {
         bed.server.process().quiet();
         let folder = tempfile::Builder::new().prefix("mailroom-bench-").tempdir().context("make a temporary folder")?;
         let site = Self { bed, amount, folder, consumers: 0 };
-        for component in [LEAN, ORDINARY, "actor"] {
+        for component in [LEAN, ORDINARY, REMEMBERING, "actor"] {
             let (wasm, cwasm) = (tools::component(component)?, site.cwasm(component));
             let args = ["compile".as_ref(), wasm.as_os_str(), "--output".as_ref(), cwasm.as_os_str()];
             command::host(args).await?.success()?;
@@ -156,15 +158,20 @@ impl Site {
 
     /// Sees to it that `count` messages, all of them `mail`, are in the stream, and no others.
     pub async fn fill(&self, mail: &[u8], count: u64) -> Result<()> {
-        self.empty(streams::MAIL).await?;
         let mail = Bytes::copy_from_slice(mail);
-        let mut left = count;
-        while left > 0 {
+        self.fill_with(count, |_| mail.clone()).await
+    }
+
+    /// Sees to it that `count` messages are in the stream, the mails with numbers from 0 on, and no others.
+    pub async fn fill_with(&self, count: u64, mail: impl Fn(u64) -> Bytes) -> Result<()> {
+        self.empty(streams::MAIL).await?;
+        let mut number = 0;
+        while number < count {
             let mut stored = Vec::new();
-            for _ in 0..left.min(UNACKNOWLEDGED_MAX as u64) {
-                stored.push(self.bed.jetstream.publish("mail.bench", mail.clone()).await?);
+            while number < count && stored.len() < UNACKNOWLEDGED_MAX {
+                stored.push(self.bed.jetstream.publish("mail.bench", mail(number)).await?);
+                number += 1;
             }
-            left -= stored.len() as u64;
             for stored in stored {
                 stored.await.context("fill the stream")?;
             }
@@ -190,12 +197,12 @@ impl Site {
     pub fn builder(&self, variant: &Variant, consumer: &str) -> Result<HostBuilder> {
         let url = self.bed.server.url();
         let builder = match variant.program {
-            Program::Host(component) => Host::on(url).component(self.cwasm(component)),
-            Program::StaticHost(component) => {
-                Host::on(url).executable(tools::shim()?.join("mailroom-host")).component(self.cwasm(component))
+            Program::Host(component) => {
+                Host::on(url).executable(shipped("mailroom-host")?).component(self.cwasm(component))
             }
-            Program::Native => Host::native(url),
-            Program::StaticNative => Host::native(url).executable(tools::native_static()?),
+            Program::EverydayHost(component) => Host::on(url).component(self.cwasm(component)),
+            Program::Native => Host::native(url).executable(shipped("native-handler")?),
+            Program::EverydayNative => Host::native(url),
             Program::Usual => bail!("{}: no host", variant.name),
         };
         let builder = builder.args(["--consumer", consumer]).args(variant.args);
@@ -311,6 +318,13 @@ impl Running {
         process.quiet();
         Ok(())
     }
+}
+
+/// An executable as it is shipped.
+fn shipped(name: &str) -> Result<PathBuf> {
+    let folder =
+        std::env::var_os("MAILROOM_BENCH_SHIPPED").context("MAILROOM_BENCH_SHIPPED: run `cargo xtask bench`")?;
+    Ok(PathBuf::from(folder).join(name))
 }
 
 /// The usual design, built beside this program.

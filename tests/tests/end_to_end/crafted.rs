@@ -24,6 +24,21 @@ pub fn guest_of_another_shape() -> Result<Vec<u8>> {
     encoded(resolve, "export mailroom:triage/handler@0.1.0;")
 }
 
+/// A guest that is told its configuration in another form than the interface has.
+pub fn guest_configured_otherwise() -> Result<Vec<u8>> {
+    let wit = tools::workspace().join("wit");
+    let interface = std::fs::read_to_string(wit.join("triage.wit"))?;
+    let other =
+        interface.replace("configure: func(pairs: list<tuple<string, string>>);", "configure: func(text: string);");
+    ensure!(other != interface, "wit/triage.wit has no such function");
+    let mut resolve = Resolve::default();
+    for package in std::fs::read_dir(wit.join("deps"))? {
+        resolve.push_path(package?.path())?;
+    }
+    resolve.push_str("triage.wit", &other)?;
+    encoded(resolve, "export mailroom:triage/handler@0.1.0; export mailroom:triage/configured@0.1.0;")
+}
+
 /// A component of the core module `module`, in wat, for the world `crafted` of the package that `world` describes.
 pub fn guest_of(module: &str, world: &str) -> Result<Vec<u8>> {
     let mut module = wat::parse_str(module)?;

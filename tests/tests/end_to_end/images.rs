@@ -184,8 +184,8 @@ async fn an_artifact_is_the_component_and_its_description() -> Result<()> {
         "os": "wasip2",
         "layerDigests": [manifest.layers()[0].digest().to_string()],
         "component": {
-            "exports": ["mailroom:triage/handler@0.1.0"],
-            "imports": ["wasi:config/store@0.2.0-rc.1", "mailroom:triage/types@0.1.0"],
+            "exports": ["mailroom:triage/configured@0.1.0", "mailroom:triage/handler@0.1.0"],
+            "imports": ["mailroom:triage/types@0.1.0"],
             "target": "mailroom:triage/triage@0.1.0",
         },
     });

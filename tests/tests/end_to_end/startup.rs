@@ -95,12 +95,14 @@ async fn a_component_without_the_world_is_refused() -> Result<()> {
     component_refused(&nothing, &["mailroom:triage/handler@0.1.0", "nothing", "world `triage`"]).await
 }
 
-/// A handler of the right name and the wrong types is refused at start, instead of costing every mail its attempts.
+/// What has the right name and the wrong types is refused at start, instead of costing every mail its attempts.
 #[tokio::test]
 async fn a_handler_of_another_shape_is_refused() -> Result<()> {
     let folder = crafted::folder()?;
     let other = crafted::file(folder.path(), "other.wasm", crafted::guest_of_another_shape()?)?;
-    component_refused(&other, &["does not fit the interfaces of this host"]).await
+    component_refused(&other, &["does not fit the interfaces of this host"]).await?;
+    let other = crafted::file(folder.path(), "configured.wasm", crafted::guest_configured_otherwise()?)?;
+    component_refused(&other, &["exports mailroom:triage/configured@0.1.0 in another shape"]).await
 }
 
 /// A component that wants more than it is granted is refused at start with the import's name and what to do, instead

@@ -20,7 +20,6 @@ use tokio::sync::Semaphore;
 use wasmtime::component::{Component, Linker, ResourceTable};
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, Store};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
-use wasmtime_wasi_config::{WasiConfig, WasiConfigVariables};
 
 mod bindings {
     #![allow(missing_docs, clippy::all, reason = "generated from wit/, which carries the documentation")]
@@ -177,7 +176,6 @@ struct Guest {
 struct State {
     table: ResourceTable,
     wasi: WasiCtx,
-    configuration: WasiConfigVariables,
 }
 
 impl WasiView for State {
@@ -200,17 +198,12 @@ impl Guest {
         let component = Component::from_file(&engine, file)?;
         let mut linker: Linker<State> = Linker::new(&engine);
         wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
-        wasmtime_wasi_config::add_to_linker(&mut linker, |state: &mut State| WasiConfig::from(&state.configuration))?;
         let pre = TriagePre::new(linker.instantiate_pre(&component)?)?;
         Ok(Self { engine, pre })
     }
 
     async fn triage(&self, message: &types::Message) -> Result<types::Verdict> {
-        let state = State {
-            table: ResourceTable::new(),
-            wasi: WasiCtx::builder().build(),
-            configuration: WasiConfigVariables::default(),
-        };
+        let state = State { table: ResourceTable::new(), wasi: WasiCtx::builder().build() };
         let mut store = Store::new(&self.engine, state);
         let instance = self.pre.instantiate_async(&mut store).await?;
         match instance.mailroom_triage_handler().call_triage(&mut store, message).await? {

@@ -33,10 +33,10 @@ async fn slots_fit_the_memory_limit() -> Result<()> {
     let site = Site::new().await?;
     let pod = site.node.pod().run().await?;
     let container = site.host(&pod, "triage");
-    let container = container.resources(|resources| resources.memory_limit_in_bytes = 64 * MIB).start().await?;
+    let container = container.resources(|resources| resources.memory_limit_in_bytes = 32 * MIB).start().await?;
     running(&container).await?;
     let metrics = http::get(&format!("http://{}:9464/metrics", pod.address().await?)).await?.body;
-    assert_eq!(Metrics::parse(&metrics)?.get("mailroom_slots", &[]), Some(16.0));
+    assert_eq!(Metrics::parse(&metrics)?.get("mailroom_slots", &[]), Some(64.0));
     container.stop(SOON).await?;
     pod.remove().await?;
     site.finish().await
