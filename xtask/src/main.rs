@@ -95,7 +95,7 @@ Commands:
   quality --data DIR    Build, and measure how good the triage is on labelled mails: DIR has bugs.tar.xz, teams.tar.xz and
                         bulk.tar.xz, which docs/triage.md describes. Prints a table; the exit code is 1 only for errors
   dist                  Build static executables without symbols, try them, pack them: for those who run a host, and for
-                        the nodes of a Kubernetes cluster
+                        the nodes of a Kubernetes cluster. The two hosts are optimized across crates, in half an hour
                           TARGET/dist/mailroom-VERSION-x86_64-linux.tar.gz
                           TARGET/dist/mailroom-shim-VERSION-x86_64-linux.tar.gz
                           TARGET/dist/SHA256SUMS

@@ -23,7 +23,7 @@ pub const SHIM: [Static; 4] = [
 ];
 
 /// What the shim puts into pods.
-const POD_HOST: Static = Static { package: "pod-host", name: "mailroom-host" };
+pub const POD_HOST: Static = Static { package: "pod-host", name: "mailroom-host" };
 
 /// What the tests put into images.
 const SIDECAR: Static = Static { package: "sidecar", name: "sidecar" };
@@ -133,7 +133,7 @@ pub fn places(workspace: &Workspace, nats_server: &Path) -> [(&'static str, Path
 pub fn bench(workspace: &Workspace, nats_server: &Path, rounds: u32) -> Result<()> {
     build(workspace)?;
     build_sidecar(workspace)?;
-    NATIVE.build(workspace, "native", Profile::Release)?;
+    NATIVE.build(workspace, "native", Profile::Plain)?;
     let bins = ["build", "--release", "--package", "shim", "--package", TESTS, "--bins"];
     step::run("build the benchmark", workspace.cargo(&bins))?;
     let mut bench = workspace.command(workspace.target.join("release/bench-shim"));
@@ -154,7 +154,9 @@ pub fn strip(workspace: &Workspace, what: &str, from: &Path, to: &Path) -> Resul
 pub enum Profile {
     /// As everything is, with the names of its functions.
     Release,
-    /// As it is shipped: optimized across crates, which takes minutes, and without symbols.
+    /// The same without symbols.
+    Plain,
+    /// Optimized across crates, which takes minutes, and without symbols.
     Dist,
 }
 
@@ -165,6 +167,7 @@ impl Static {
         let Self { package, name } = self;
         let (profile, strip_what) = match profile {
             Profile::Release => ("release", "--strip-debug"),
+            Profile::Plain => ("release", "--strip-all"),
             Profile::Dist => ("dist", "--strip-all"),
         };
         let mut cargo = workspace.cargo(&["rustc", "--profile", profile, "--package", package, "--bin", name]);

@@ -1,4 +1,4 @@
-//! What a message costs a host that has warmed up: its memory is mapped, and stays so.
+//! What a message costs a host that has warmed up: its memory is mapped, and stays so, but no more than needed.
 
 use rustix::process::Pid;
 use std::collections::BTreeMap;
@@ -18,6 +18,12 @@ const ROUNDS: usize = 6;
 /// Messages that a shard holds at most: so few that the first rounds have them all at once. The heap of a thread grows
 /// by a page at a time, until it has had room for as many as there ever are.
 const IN_FLIGHT: &str = "64";
+
+/// A mail that needs more memory than a slot may keep.
+const LARGE_BYTES: usize = 500_000;
+
+/// Most bytes of memory, and as many of tables, that a slot keeps mapped for the next message.
+const KEPT_MAX_BYTES: f64 = 2.0 * 128.0 * 1024.0;
 
 /// Most page faults, and most system calls about memory, in a message.
 const PER_MESSAGE: f64 = 0.01;
@@ -55,6 +61,24 @@ async fn messages_neither_fault_pages_nor_change_mappings() -> Result<()> {
         before = now;
     }
     bail!("for {MAILS} messages each: {rounds:?}")
+}
+
+/// A large mail leaves little behind in its slot: whatever stays mapped there is wiped again after every message.
+#[tokio::test]
+async fn a_large_mail_leaves_little_to_be_wiped() -> Result<()> {
+    let bed = Bed::new().await?;
+    let host = Host::on(bed.server.url()).args(["--shards", "1"]).start().await?;
+    let kept = async || host.metrics().await?.get("mailroom_pool_kept_bytes", &[]).context("no figure");
+    publish(&bed, 10).await?;
+    let of_small_ones = kept().await?;
+    ensure!(of_small_ones > 0.0, "nothing is kept of small mails");
+    let mut mail = fs::read_to_string(tools::workspace().join("tests/mails/01-outage.eml"))?;
+    mail.extend(repeat_n("Nothing works.\r\n", LARGE_BYTES / 16));
+    bed.tell([mail]).await?;
+    bed.settled().await?;
+    let of_all = kept().await?;
+    ensure!(of_all <= KEPT_MAX_BYTES, "kept: {of_small_ones} bytes, with a large mail {of_all}");
+    Ok(())
 }
 
 /// Publishes so many mails of 1 KiB and waits for their verdicts.
