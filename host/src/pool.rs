@@ -377,9 +377,10 @@ impl Guest {
 /// Whether it is the function that takes a configuration.
 fn takes_pairs(function: ComponentItem) -> bool {
     let ComponentItem::ComponentFunc(function) = function else { return false };
-    let pairs = |kind| matches!(kind, Type::List(pairs) if matches!(pairs.ty(), Type::Tuple(pair) if pair.types().eq([Type::String, Type::String])));
+    let is_pair = |kind| matches!(kind, Type::Tuple(pair) if pair.types().eq([Type::String, Type::String]));
+    let are_pairs = |kind| matches!(kind, Type::List(list) if is_pair(list.ty()));
     let mut params = function.params();
-    params.next().is_some_and(|(_, kind)| pairs(kind)) && params.next().is_none() && function.results().len() == 0
+    params.next().is_some_and(|(_, kind)| are_pairs(kind)) && params.next().is_none() && function.results().len() == 0
 }
 
 impl Handler for Guest {

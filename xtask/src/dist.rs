@@ -37,7 +37,7 @@ pub fn dist(workspace: &Workspace) -> Result<()> {
     for (executable, archive) in &executables {
         // Those that run messages are worth the minutes that it takes to optimize them across crates.
         let profile =
-            if [HOST.name, POD_HOST.name].contains(&executable.name) { Profile::Dist } else { Profile::Plain };
+            if [HOST.name, POD_HOST.name].contains(&executable.name) { Profile::Optimized } else { Profile::Plain };
         executable.build(workspace, &format!("dist/{}", archive.name), profile)?;
     }
     // By the host that was just built.

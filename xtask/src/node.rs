@@ -66,7 +66,7 @@ pub fn build(workspace: &Workspace) -> Result<()> {
 
 /// Builds the host and the native handler as they are shipped, to be measured, into `TARGET/shipped`.
 pub fn build_shipped(workspace: &Workspace) -> Result<()> {
-    [POD_HOST, NATIVE].iter().try_for_each(|executable| executable.build(workspace, "shipped", Profile::Dist))
+    [POD_HOST, NATIVE].iter().try_for_each(|executable| executable.build(workspace, "shipped", Profile::Optimized))
 }
 
 /// Sees to it that this machine can be a node and build the tests of one.
@@ -157,7 +157,7 @@ pub enum Profile {
     /// The same without symbols.
     Plain,
     /// Optimized across crates, which takes minutes, and without symbols.
-    Dist,
+    Optimized,
 }
 
 impl Static {
@@ -168,7 +168,7 @@ impl Static {
         let (profile, strip_what) = match profile {
             Profile::Release => ("release", "--strip-debug"),
             Profile::Plain => ("release", "--strip-all"),
-            Profile::Dist => ("dist", "--strip-all"),
+            Profile::Optimized => ("optimized", "--strip-all"),
         };
         let mut cargo = workspace.cargo(&["rustc", "--profile", profile, "--package", package, "--bin", name]);
         // Packed, the relocations of the executable take a tenth of their room.
