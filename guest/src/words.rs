@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 
 use crate::mail::Mail;
+use wide::i8x64;
 
 /// What may stand between two words of a phrase, in bytes: a space, a hyphen, a line end with indentation.
 pub const GAP_MAX_BYTES: usize = 3;
@@ -117,31 +118,67 @@ impl Lexicon {
 
     /// Calls `found` with the index of every entry that occurs in `text`, as often as it occurs.
     pub fn search(&self, text: &[u8], mut found: impl FnMut(usize)) {
-        let mut rest = text.iter();
-        // One step for each word, at its first byte.
-        while rest.find(|&&byte| is_word(byte)).is_some() {
-            let start = text.len() - rest.len() - 1;
-            let length = 1 + rest.by_ref().take_while(|&&byte| is_word(byte)).count();
-            let text = &text[start..];
-            let head = match text.first_chunk() {
-                Some(bytes) if length >= HEAD_BYTES => head(*bytes),
-                _ => {
-                    let mut bytes = [0; HEAD_BYTES];
-                    for (byte, &of_word) in bytes.iter_mut().zip(&text[..length]) {
-                        *byte = of_word;
+        // Where the word begins in whose middle a stretch begins.
+        let mut start = None;
+        let mut before = 0;
+        for (at, stretch) in (0..).step_by(STRETCH_BYTES).zip(text.chunks(STRETCH_BYTES)) {
+            let words = words_in(stretch);
+            // A bit where a word begins, and one where it has ended.
+            let mut edges = words ^ (words << 1 | before);
+            before = words >> (STRETCH_BYTES - 1);
+            while edges != 0 {
+                let edge = at + edges.trailing_zeros() as usize;
+                edges &= edges - 1;
+                start = match start {
+                    None => Some(edge),
+                    Some(start) => {
+                        self.look_up(&text[start..], edge - start, &mut found);
+                        None
                     }
-                    head(bytes)
-                }
-            };
-            let bucket = bucket(head, length);
-            for index in usize::from(self.starts[bucket])..usize::from(self.starts[bucket + 1]) {
-                let entry = &self.entries[index];
-                if entry.head == head && starts_with_phrase(text, self.phrase(entry)) {
-                    found(index);
                 }
             }
         }
+        if let Some(start) = start {
+            self.look_up(&text[start..], text.len() - start, &mut found);
+        }
     }
+
+    /// Looks for the entries that `text` begins with, whose first word has this length.
+    fn look_up(&self, text: &[u8], length: usize, found: &mut impl FnMut(usize)) {
+        let bytes = text.first_chunk().copied().unwrap_or_else(|| {
+            let mut bytes = [0; HEAD_BYTES];
+            bytes[..text.len()].copy_from_slice(text);
+            bytes
+        });
+        let head = head(bytes) & u32::MAX >> (8 * HEAD_BYTES.saturating_sub(length));
+        let bucket = bucket(head, length);
+        for index in usize::from(self.starts[bucket])..usize::from(self.starts[bucket + 1]) {
+            let entry = &self.entries[index];
+            if entry.head == head && starts_with_phrase(text, self.phrase(entry)) {
+                found(index);
+            }
+        }
+    }
+}
+
+/// How many bytes are looked at together for the bounds of words.
+const STRETCH_BYTES: usize = 64;
+
+/// Which of at most [`STRETCH_BYTES`] bytes belong to words, the first in the lowest bit. As [`is_word`] says it, for all at
+/// a time: byte by byte, that is a third of a triage.
+fn words_in(stretch: &[u8]) -> u64 {
+    let bytes = stretch.first_chunk::<STRETCH_BYTES>().copied().unwrap_or_else(|| {
+        let mut bytes = [0; STRETCH_BYTES];
+        bytes[..stretch.len()].copy_from_slice(stretch);
+        bytes
+    });
+    let bytes = i8x64::new(bytes.map(u8::cast_signed));
+    let within = |bytes: i8x64, first: u8, last: u8| {
+        bytes.simd_gt(i8x64::splat(first.cast_signed() - 1)) & bytes.simd_lt(i8x64::splat(last.cast_signed() + 1))
+    };
+    let letters = within(bytes | i8x64::splat(b'a' as i8 ^ b'A' as i8), b'a', b'z');
+    // The highest bit of each decides, and that of the bytes above 127 is set.
+    (letters | within(bytes, b'0', b'9') | bytes).to_bitmask()
 }
 
 /// Puts entries in the order of their buckets, the earlier of two in the same bucket first.
@@ -305,6 +342,33 @@ mod tests {
         assert_eq!(found(&["down"], "dow"), [""; 0]);
         assert_eq!(found(&["störung"], "Eine Störung, keine Betriebsstörung, STÖRUNG"), ["störung", "störung"]);
         assert_eq!(found(&[&normal("ÜBER alles")], "Über-Alles \u{c2}"), ["über alles"]);
+    }
+
+    /// Whatever stands where in a stretch.
+    #[test]
+    fn all_bytes_of_a_stretch_are_told_apart() {
+        for first in 0..=255_u8 {
+            let bytes: Vec<u8> = (0..=255).map(|byte: u8| byte.wrapping_mul(7).wrapping_add(first)).collect();
+            for length in [0, 1, 15, 63, 64] {
+                for stretch in bytes.windows(length.max(1)).map(|window| &window[..length]) {
+                    let words = (0..length).fold(0, |words, at| words | u64::from(is_word(stretch[at])) << at);
+                    assert_eq!(words_in(stretch), words, "{stretch:?}");
+                }
+            }
+        }
+    }
+
+    /// A word may lie across stretches, fill them, or end with the text.
+    #[test]
+    fn words_are_found_wherever_they_stand() {
+        for before in 0..3 * STRETCH_BYTES {
+            for (end, count) in [("", 1), (".", 1), ("s", 0)] {
+                let text = format!("{}down{end}", " ".repeat(before));
+                assert_eq!(found(&["down"], &text).len(), count, "{text:?}");
+            }
+            let long = "x".repeat(before + 1);
+            assert_eq!(found(&[&long, "yy"], &format!("{long} yy")), [long.as_str(), "yy"]);
+        }
     }
 
     /// A phrase may be wrapped at the line end or hyphenated, but is not put together from afar.
