@@ -33,6 +33,13 @@ pub struct PoolUse {
     pub kept_bytes: usize,
 }
 
+impl PoolUse {
+    /// Both together.
+    pub fn and(self, other: Self) -> Self {
+        Self { instances: self.instances + other.instances, kept_bytes: self.kept_bytes + other.kept_bytes }
+    }
+}
+
 /// Why a message got no verdict.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {

@@ -15,7 +15,7 @@ use crate::letter::Origin;
 use crate::names::Names;
 use crate::nats::{ConnectError, Nats, refusal};
 use crate::parking::Parking;
-use crate::pool::turn;
+use crate::pool::{slots_of_shard, turn};
 use crate::replacement::{Current, View};
 use crate::settle::{DeadReason, Policy, Settlement, admit, settle};
 use crate::sink::{Cause, Sink, StoreError, Stored};
@@ -25,6 +25,7 @@ use anyhow::{Context, Result, ensure};
 use async_nats::Client;
 use async_nats::jetstream::consumer::Info;
 use async_nats::jetstream::message::AckKind;
+use async_nats::jetstream::stream;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use slab::Slab;
@@ -35,7 +36,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::select;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -53,26 +54,40 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What all shards share, and what does not change while the host runs.
 pub struct Host<H> {
-    /// What runs on every message, until it is replaced.
-    pub guest: Current<H>,
+    /// What runs on messages, as soon as it is loaded. If its other end is dropped before, shards come to their end.
+    pub work: watch::Receiver<Option<Work<H>>>,
+    /// How many shards there are.
+    pub shards: u32,
     /// Where NATS is.
     pub nats: Nats,
     /// The streams, the consumer and the subjects.
     pub names: Names,
     /// When to try again and when to give up.
     pub policy: Policy,
-    /// Live instances of one shard.
-    pub slots: usize,
     /// Most messages that one shard holds: fetched and not settled.
     pub max_in_flight: usize,
-    /// The metrics.
-    pub metrics: Metrics,
     /// What has to be so for the host to be ready.
     pub health: Health,
     /// Raised when a connection is lost, perhaps through a message.
     pub alarm: Alarm,
     /// When and how to stop.
     pub stop: Stop,
+}
+
+/// What runs on messages.
+pub struct Work<H> {
+    /// The handler of each shard, until it is replaced.
+    pub current: Current<H>,
+    /// The metrics.
+    pub metrics: Metrics,
+    /// Live instances, over all shards.
+    pub slots: u32,
+}
+
+impl<H> Clone for Work<H> {
+    fn clone(&self) -> Self {
+        Self { current: self.current.clone(), metrics: self.metrics.clone(), slots: self.slots }
+    }
 }
 
 /// The two moments of stopping.
@@ -90,8 +105,10 @@ pub struct Consumer {
     pub info: Info,
     /// When its stream was created, in seconds since 1970: part of every message's id.
     pub stream_created: i64,
-    /// How long the verdict stream recognizes a message id.
-    pub duplicate_window: Duration,
+    /// The settings of its stream.
+    pub stream: stream::Config,
+    /// The settings of the verdict stream.
+    pub verdict_stream: stream::Config,
     /// Where retries wait that are due late; nothing where they have to wait at the consumer.
     pub parking: Option<Parking>,
 }
@@ -125,7 +142,8 @@ impl Consumer {
         Ok(Self {
             info,
             stream_created: created.unix_timestamp(),
-            duplicate_window: verdicts.cached_info().config.duplicate_window,
+            stream: now.config,
+            verdict_stream: verdicts.cached_info().config.clone(),
             parking,
         })
     }
@@ -186,7 +204,7 @@ impl<H: Handler> Host<H> {
     ///
     /// # Errors
     /// The server refuses the credentials.
-    pub fn run_shard(self, number: usize) -> Result<usize> {
+    pub fn run_shard(self, number: u32) -> Result<usize> {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a shard's runtime")?;
         runtime.block_on(async {
@@ -226,13 +244,15 @@ impl<H: Handler> Host<H> {
                 let opening = Source::open(client.clone(), api, created, &consumer.info, names, losses.clone());
                 let Ok(source) = opening.await else { continue };
                 let made = consumer.info.created.unix_timestamp_nanos();
+                let Some(Work { current, metrics, slots }) = self.loaded().await else { break };
+                let slots = slots_of_shard(slots, self.shards, number) as usize;
                 wait = BACK_OFF.0;
                 found.set(true);
                 if let Some(Served { gone, .. }) = before {
                     tracing::info!("shard {number}: fetching goes on; {} returned as gone", counted(gone, "message"));
                 }
                 let served = Shard {
-                    guest: self.guest.view(),
+                    guest: current.view(number as usize),
                     sink: Sink::new(jetstream.clone(), self.names.clone()),
                     client: client.clone(),
                     policy: &self.policy,
@@ -241,16 +261,16 @@ impl<H: Handler> Host<H> {
                     identity: Identity::new(jetstream.clone(), self.names.clone(), made, losses.clone(), lost),
                     alarm: &self.alarm,
                     found: &found,
-                    slots: Semaphore::new(self.slots),
-                    slots_total: self.slots,
-                    lane: SlowLane::new(number, self.slots),
-                    stages: Stages::new(&self.metrics),
+                    slots: Semaphore::new(slots),
+                    slots_total: slots,
+                    lane: SlowLane::new(number, slots),
+                    stages: Stages::new(&metrics),
                     held: RefCell::default(),
                     verdicts: &verdicts,
                     dead_letters: &dead_letters,
                     gone: Cell::new(0),
                     half_ack_wait: consumer.info.config.ack_wait / 2,
-                    half_window: consumer.duplicate_window / 2,
+                    half_window: consumer.verdict_stream.duplicate_window / 2,
                     parking: consumer.parking,
                     parks: Cell::new(true),
                     batch: Batch::default(),
@@ -272,6 +292,17 @@ impl<H: Handler> Host<H> {
             let _ = tokio::time::timeout(REQUEST_TIMEOUT, client.flush()).await;
             Ok(before.map_or(0, |served| served.not_done))
         })
+    }
+}
+
+impl<H> Host<H> {
+    /// What runs on messages. Nothing, if the host stops before it is loaded.
+    async fn loaded(&self) -> Option<Work<H>> {
+        let mut work = self.work.clone();
+        select! {
+            loaded = work.wait_for(Option::is_some) => loaded.ok()?.clone(),
+            () = self.stop.drain.cancelled() => None,
+        }
     }
 }
 
@@ -318,7 +349,7 @@ struct Store {
 
 impl Store {
     /// One that is taken to work until it fails.
-    fn new(what: &'static str, shard: usize, health: &Health) -> Self {
+    fn new(what: &'static str, shard: u32, health: &Health) -> Self {
         let works = health.condition(&format!("shard {shard}: {what} cannot be stored"));
         works.set(true);
         Self { what, works, failing: Cell::new(0) }
@@ -366,7 +397,7 @@ impl<H: Handler> Shard<'_, H> {
                     let mut event = Some(event);
                     while let Some(some) = event {
                         match some {
-                            Event::Delivery(delivery) => running.push(self.process(*delivery)),
+                            Event::Delivery(delivery) => running.push(self.process(delivery)),
                             Event::Doubt => {
                                 self.identity.doubt();
                                 break;
@@ -461,7 +492,7 @@ impl<H: Handler> Shard<'_, H> {
     /// The path of one message, from its delivery to its settlement.
     ///
     /// As large as the largest of what it awaits, for every message in flight; so what few messages need is boxed.
-    async fn process(&self, mut delivery: Delivery) {
+    async fn process(&self, mut delivery: Box<Delivery>) {
         let _held = self.hold(&delivery);
 
         let replayed = match &delivery.origin {

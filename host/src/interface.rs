@@ -19,10 +19,13 @@ mod bindings {
 
 pub(crate) use bindings::mailroom::triage::claims;
 pub use bindings::mailroom::triage::types::{Failure, Issue, Message, Priority, Verdict};
-pub(crate) use bindings::{Triage, TriageIndices, wasi};
+pub(crate) use bindings::wasi;
 
 /// The export that makes a component a guest.
 pub const HANDLER: &str = "mailroom:triage/handler@0.1.0";
+
+/// The function in it that runs on a message.
+pub const TRIAGE: &str = "triage";
 
 /// The export of a guest that is told its configuration, and the one function in it.
 pub const CONFIGURED: (&str, &str) = ("mailroom:triage/configured@0.1.0", "configure");

@@ -35,7 +35,7 @@ const AVOIDED: Duration = Duration::from_secs(60);
 
 /// A shard's slow lane.
 pub struct SlowLane<C> {
-    shard: usize,
+    shard: u32,
     places: Semaphore,
     places_total: usize,
     idle: OnceCell<Thread<C>>,
@@ -67,7 +67,7 @@ pub struct Place<'a, C> {
 
 impl<C: Future<Output = Run> + Send + 'static> SlowLane<C> {
     /// The lane of the shard with that many slots. Starts nothing yet.
-    pub fn new(shard: usize, slots: usize) -> Self {
+    pub fn new(shard: u32, slots: usize) -> Self {
         let places_total = slots.div_ceil(PART);
         Self {
             shard,

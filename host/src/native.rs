@@ -35,11 +35,14 @@ where
 {
     let Cli { configuration, serve } = Cli::parse();
     let handler = configuration.resolve().and_then(|pairs| prepare(pairs.pairs()).map_err(anyhow::Error::msg));
-    end(handler.and_then(|function| serve.execute(Native { function, digest: "native".into() })))
+    end(handler.and_then(|function| {
+        let function = Arc::new(function);
+        serve.execute(|| Native { function: function.clone(), digest: "native".into() })
+    }))
 }
 
 struct Native<F> {
-    function: F,
+    function: Arc<F>,
     digest: Arc<str>,
 }
 

@@ -1,24 +1,27 @@
-//! The pool of instances: one fresh, bounded instance per message, from wasmtime's pooling allocator.
+//! The pools of instances: one fresh, bounded instance per message, from wasmtime's pooling allocator.
+//!
+//! Every shard has a pool of its own. Its allocator takes locks and counts for each instance; two threads on one pool
+//! cost each other a tenth of a message's time, more threads more.
 
 use crate::capabilities::{Grants, State, TABLE_MAX_ELEMENTS, link};
 use crate::component::Loaded;
 use crate::handler::{Failure, Fault, Handler, PoolUse, Run, outcome};
-use crate::interface::{self, Message, Triage, TriageIndices};
+use crate::interface::{self, Message, Verdict};
 use crate::room;
 use crate::scheduling::{computed, soon_after_waking};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use futures::FutureExt as _;
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::path::PathBuf;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 use wasmtime::component::types::ComponentItem;
-use wasmtime::component::{ComponentExportIndex, InstancePre, Type};
+use wasmtime::component::{ComponentExportIndex, Func, InstancePre, Type, TypedFunc};
 use wasmtime::{
     Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, Store, Trap, UpdateDeadline,
     WasmBacktrace,
@@ -80,8 +83,8 @@ const IDLE_TICKS: u32 = 100;
 /// with a large attachment in 150 makes all of them cost two thirds more; with this, next to nothing.
 const KEEP_RESIDENT_BYTES: usize = 128 << 10;
 
-/// Slots beside those for messages: one in which a component is tried out that is to replace another, however busy the
-/// host is.
+/// Slots beside those for messages, in the first pool: one in which a component is tried out that is to replace another,
+/// however busy the host is.
 const SPARE_SLOTS: u32 = 1;
 
 /// Core instances and tables that one component may consist of. Ordinary toolchains make 3 to 5 of each.
@@ -130,12 +133,53 @@ pub fn slots_by_default(shards: u32) -> u32 {
     fitting(wanted, shards, room::memory_limit().map(|limit| limit / KEPT_PART / (2 * KEEP_RESIDENT_BYTES as u64)))
 }
 
-/// Makes the engine whose allocator has room for `limits.slots` instances. If there is no room for so many, it says so
-/// in the log and makes do with fewer, but not fewer than `least`; `limits.slots` are those there are, then.
+/// The slots of one of the shards.
+pub fn slots_of_shard(slots: u32, shards: u32, number: u32) -> u32 {
+    slots / shards + u32::from(number < slots % shards)
+}
+
+/// Where the instances of one shard live.
+#[derive(Clone)]
+pub struct Pool {
+    engine: Engine,
+    clock: Arc<Clock>,
+    /// Which of those that the clock ticks for.
+    number: usize,
+}
+
+impl Pool {
+    /// The only one of an engine.
+    ///
+    /// # Errors
+    /// The system has no thread left.
+    pub fn of(engine: Engine) -> Result<Self> {
+        let mut pools = Self::ticking(vec![engine])?;
+        pools.pop().context("one engine, one pool")
+    }
+
+    /// One for each engine, with a clock for all.
+    fn ticking(engines: Vec<Engine>) -> Result<Vec<Self>> {
+        let clock = Arc::new(Clock::start(engines.clone())?);
+        let pools = engines.into_iter().enumerate();
+        Ok(pools.map(|(number, engine)| Self { engine, clock: clock.clone(), number }).collect())
+    }
+
+    /// What compiled code has to fit.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    fn run(&self) -> Running<'_> {
+        self.clock.run(self.number)
+    }
+}
+
+/// Makes one pool for each shard, which together have room for `limits.slots` instances. If there is no room for so many,
+/// it says so in the log and makes do with fewer, but at least one a shard; `limits.slots` are those there are, then.
 ///
 /// # Errors
-/// There is no room for `least`.
-pub fn engine(limits: &mut Limits, least: u32) -> Result<Engine> {
+/// There is no room for so many pools.
+pub fn pools(limits: &mut Limits, shards: u32) -> Result<Vec<Pool>> {
     let wanted = limits.slots;
     let mut why = String::new();
     for (room, reason) in [
@@ -148,22 +192,26 @@ pub fn engine(limits: &mut Limits, least: u32) -> Result<Engine> {
             "each takes some of the memory mappings that a process may have (vm.max_map_count)",
         ),
     ] {
-        let slots = fitting(limits.slots, least, room.map(|slots| slots.saturating_sub(SPARE_SLOTS.into())));
+        let slots = fitting(limits.slots, shards, room.map(|slots| slots.saturating_sub(SPARE_SLOTS.into())));
         if slots < limits.slots {
             limits.slots = slots;
             why = reason.to_string();
         }
     }
-    let engine = loop {
-        match Engine::new(&config_with_pool(limits)) {
-            Ok(engine) => break engine,
-            Err(err) if limits.slots > least => {
-                limits.slots = (limits.slots / 2).max(least);
+    let engines = loop {
+        let engine = |number| {
+            let spare = if number == 0 { SPARE_SLOTS } else { 0 };
+            Engine::new(&config_with_pool(limits, slots_of_shard(limits.slots, shards, number) + spare))
+        };
+        match (0..shards).map(engine).collect::<wasmtime::Result<Vec<Engine>>>() {
+            Ok(engines) => break engines,
+            Err(err) if limits.slots > shards => {
+                limits.slots = (limits.slots / 2).max(shards);
                 why = format!("{:#}", anyhow::Error::from(err));
             }
             Err(err) => {
                 return Err(anyhow::Error::from(err)).with_context(|| {
-                    format!("map a pool of {least} slots; each takes 4 GiB of the address space, see ulimit -v")
+                    format!("map pools of {shards} slots; each takes 4 GiB of the address space, see ulimit -v")
                 });
             }
         }
@@ -171,7 +219,7 @@ pub fn engine(limits: &mut Limits, least: u32) -> Result<Engine> {
     if limits.slots < wanted {
         tracing::warn!("there is room for {} slots instead of {wanted}, and so many are used: {why}", limits.slots);
     }
-    Ok(engine)
+    Pool::ticking(engines)
 }
 
 /// As many of the slots wanted as there is room for, but not fewer than `least`.
@@ -180,10 +228,10 @@ fn fitting(wanted: u32, least: u32, room: Option<u64>) -> u32 {
     wanted.min(room).max(least)
 }
 
-fn config_with_pool(limits: &Limits) -> Config {
-    let slots = limits.slots + SPARE_SLOTS;
+/// The settings of an engine with so many of all slots.
+fn config_with_pool(limits: &Limits, slots: u32) -> Config {
     let kept_bytes = match room::memory_limit() {
-        Some(limit) => (limit / KEPT_PART / 2 / u64::from(slots)).min(KEEP_RESIDENT_BYTES as u64) as usize,
+        Some(limit) => (limit / KEPT_PART / 2 / u64::from(limits.slots)).min(KEEP_RESIDENT_BYTES as u64) as usize,
         None => KEEP_RESIDENT_BYTES,
     };
     let mut pool = PoolingAllocationConfig::new();
@@ -205,47 +253,52 @@ fn config_with_pool(limits: &Limits) -> Config {
     config
 }
 
-/// A loaded component, linked and ready to run messages.
+/// A loaded component, linked and ready to run the messages of one shard.
 ///
-/// Cheap to share: shards hold it behind an `Arc`.
+/// Cheap to share: its shard holds it behind an `Arc`.
 pub struct Guest {
-    engine: Engine,
+    pool: Pool,
     pre: InstancePre<State>,
-    handler: TriageIndices,
+    /// Where the function is that runs on messages.
+    triage: ComponentExportIndex,
+    /// Set when an instance has shown that it has the right type.
+    fits: OnceLock<()>,
     /// Where the function is that takes the configuration, if there is one.
     configure: Option<ComponentExportIndex>,
     grants: Arc<Grants>,
     limits: Limits,
-    clock: Arc<Clock>,
     digest: Arc<str>,
     path: PathBuf,
 }
 
+/// The same component for every shard, linked on as many threads.
+///
+/// # Errors
+/// As [`Guest::new`].
+pub fn guests(pools: &[Pool], loaded: &Loaded, grants: &Grants, limits: &Limits) -> Result<Vec<Arc<Guest>>> {
+    std::thread::scope(|scope| {
+        let link = |pool| move || Guest::new(pool, loaded, grants, limits).map(Arc::new);
+        // The first on this thread: mostly there is something to do for it, and little for one more.
+        let (first, others) = pools.split_first().context("a host has a shard")?;
+        let others: Vec<_> = others.iter().map(|pool| scope.spawn(link(pool))).collect();
+        let mut guests = vec![link(first)()?];
+        for other in others {
+            guests.push(other.join().map_err(|_| anyhow!("linking the component broke off"))??);
+        }
+        Ok(guests)
+    })
+}
+
 impl Guest {
-    /// Links `loaded` into `engine` and checks that it is a guest.
+    /// Links `loaded` into the engine of `pool` and checks that it is a guest. It gets a copy of `grants`, for shards that
+    /// count references to the same one would wait for each other.
     ///
     /// # Errors
     /// An import that nothing provides or grants, a missing `handler` export, or one of another shape; named, with the remedy.
-    pub fn new(engine: &Engine, loaded: Loaded, grants: Arc<Grants>, limits: Limits) -> Result<Self> {
-        let clock = Arc::new(Clock::start(engine.clone())?);
-        Self::linked(engine, loaded, grants, limits, clock)
-    }
-
-    /// Another component in the same engine, with the same grants and bounds.
-    ///
-    /// # Errors
-    /// As [`Guest::new`].
-    pub fn with(&self, loaded: Loaded) -> Result<Self> {
-        Self::linked(&self.engine, loaded, self.grants.clone(), self.limits.clone(), self.clock.clone())
-    }
-
-    /// The engine that it is compiled for.
-    pub fn engine(&self) -> &Engine {
-        &self.engine
-    }
-
-    fn linked(engine: &Engine, loaded: Loaded, grants: Arc<Grants>, limits: Limits, clock: Arc<Clock>) -> Result<Self> {
-        let Loaded { component, digest, path } = loaded;
+    pub fn new(pool: &Pool, loaded: &Loaded, grants: &Grants, limits: &Limits) -> Result<Self> {
+        let engine = &pool.engine;
+        let component = loaded.in_engine(engine)?;
+        let path = &loaded.path;
         let name = path.display().to_string();
         let kind = component.component_type();
         if !kind.exports(engine).any(|(export, _)| export == interface::HANDLER) {
@@ -263,12 +316,13 @@ impl Guest {
         {
             bail!("{name}: has {} linear memories; a slot holds one, so merge its modules", needs.num_memories);
         }
-        let linker = link(engine, &component, &grants).with_context(|| name.clone())?;
-        let (handler, pre) = linker
-            .instantiate_pre(&component)
-            .and_then(|pre| Ok((TriageIndices::new(&pre)?, pre)))
-            .map_err(anyhow::Error::from)
-            .with_context(|| format!("{name}: does not fit the interfaces of this host"))?;
+        let linker = link(engine, &component, grants).with_context(|| name.clone())?;
+        let other = || format!("{name}: does not fit the interfaces of this host");
+        let pre = linker.instantiate_pre(&component).map_err(anyhow::Error::from).with_context(other)?;
+        let (interface, function) = (interface::HANDLER, interface::TRIAGE);
+        let exported = component.get_export_index(None, interface);
+        let triage = exported.and_then(|exported| component.get_export_index(Some(&exported), function));
+        let triage = triage.with_context(|| format!("no function {function} in {interface}")).with_context(other)?;
         let (interface, function) = interface::CONFIGURED;
         let configure = match component.get_export_index(None, interface) {
             Some(exported) => {
@@ -282,8 +336,30 @@ impl Guest {
             }
             None => None,
         };
-        let digest = digest.into();
-        Ok(Self { engine: engine.clone(), pre, handler, configure, grants, limits, clock, digest, path })
+        Ok(Self {
+            pool: pool.clone(),
+            pre,
+            triage,
+            fits: OnceLock::new(),
+            configure,
+            grants: Arc::new(grants.clone()),
+            limits: limits.clone(),
+            digest: loaded.digest.as_str().into(),
+            path: path.clone(),
+        })
+    }
+
+    /// Another component in the same pool, with the same grants and bounds.
+    ///
+    /// # Errors
+    /// As [`Guest::new`].
+    pub fn with(&self, loaded: &Loaded) -> Result<Self> {
+        Self::new(&self.pool, loaded, &self.grants, &self.limits)
+    }
+
+    /// The engine that it is compiled for.
+    pub fn engine(&self) -> &Engine {
+        &self.pool.engine
     }
 
     /// Makes an instance and throws it away: what only then shows is said at start instead of for every message.
@@ -292,9 +368,10 @@ impl Guest {
     /// The component traps while it is instantiated, exceeds its limits, or exports a handler of another shape.
     pub async fn try_out(&self) -> Result<()> {
         let started = Instant::now();
-        let _running = self.clock.run();
+        let _running = self.pool.run();
         let mut store = self.store(started);
-        match within(self.limits.deadline, started, self.instance(&mut store)).await {
+        let tried = within(self.limits.deadline, started, pin!(self.instance(&mut store))).await;
+        match tried {
             Some(Ok(_)) => Ok(()),
             Some(Err(err)) if err.is::<Trap>() || err.is::<WasmBacktrace>() => {
                 let (_, detail) = broken(&err, store.data(), &self.limits);
@@ -309,7 +386,7 @@ impl Guest {
     /// The bounds of one instance whose time began at `started`.
     fn store(&self, started: Instant) -> Store<State> {
         let limits = &self.limits;
-        let mut store = Store::new(&self.engine, State::new(self.grants.clone(), limits.memory_max_bytes));
+        let mut store = Store::new(&self.pool.engine, State::new(self.grants.clone(), limits.memory_max_bytes));
         store.limiter(|state| &mut state.limiter);
         store.set_hostcall_fuel(limits.output_max_bytes);
         store.set_epoch_deadline(1);
@@ -326,31 +403,40 @@ impl Guest {
         store
     }
 
-    /// A fresh instance that knows its configuration.
-    async fn instance(&self, mut store: &mut Store<State>) -> wasmtime::Result<Triage> {
+    /// A fresh instance that knows its configuration: its function.
+    async fn instance(&self, mut store: &mut Store<State>) -> wasmtime::Result<Func> {
         let instance = self.pre.instantiate_async(&mut store).await?;
         let pairs = self.grants.configuration.pairs();
         if let (Some(configure), false) = (&self.configure, pairs.is_empty()) {
             let configure = instance.get_typed_func::<(&[(String, String)],), ()>(&mut store, configure)?;
             configure.call_async(&mut store, (pairs,)).await?;
         }
-        self.handler.load(store, &instance)
+        if self.fits.get().is_none() {
+            instance.get_typed_func::<(&Message,), (Answer,)>(&mut store, self.triage)?;
+            let _ = self.fits.set(());
+        }
+        instance
+            .get_func(&mut store, self.triage)
+            .ok_or_else(|| wasmtime::Error::msg("the component exports its function, and this instance does not"))
     }
 
     async fn run(&self, message: &Message) -> Run {
         let started = Instant::now();
         let limits = &self.limits;
         let deadline = limits.deadline;
-        let _running = self.clock.run();
+        let _running = self.pool.run();
         let mut store = self.store(started);
 
         let mut instantiate = Duration::ZERO;
-        let answer = within(deadline, started, async {
-            let instance = self.instance(&mut store).await?;
+        let run = async {
+            let function = self.instance(&mut store).await?;
             instantiate = started.elapsed();
-            instance.mailroom_triage_handler().call_triage(&mut store, message).await
-        })
-        .await;
+            // SAFETY: the type was checked on the first instance of this component (`fits`), and all have the same.
+            // Checked on each, it costs a fortieth of a small message.
+            let function = unsafe { TypedFunc::<(&Message,), (Answer,)>::new_unchecked(function) };
+            function.call_async(&mut store, (message,)).await
+        };
+        let answer = within(deadline, started, pin!(run)).await;
         let guest = started.elapsed().saturating_sub(instantiate);
 
         let state = store.data_mut();
@@ -361,7 +447,7 @@ impl Guest {
             Some(Ok(_)) if state.host_calls > limits.host_calls_max => {
                 Err(Failure::Broken(Fault::HostCalls, too_many_host_calls(limits)))
             }
-            Some(Ok(answer)) => outcome(answer),
+            Some(Ok((answer,))) => outcome(answer),
             Some(Err(error)) => {
                 let (fault, detail) = broken(&error, state, limits);
                 Err(Failure::Broken(fault, detail))
@@ -373,6 +459,9 @@ impl Guest {
         Run { outcome, instantiate, guest }
     }
 }
+
+/// What the guest's function returns.
+type Answer = Result<Verdict, interface::Failure>;
 
 /// Whether it is the function that takes a configuration.
 fn takes_pairs(function: ComponentItem) -> bool {
@@ -401,7 +490,7 @@ impl Handler for Guest {
     }
 
     fn pool_use(&self) -> Option<PoolUse> {
-        let pool = self.engine.pooling_allocator_metrics()?;
+        let pool = self.pool.engine.pooling_allocator_metrics()?;
         let kept_bytes = pool.unused_memory_bytes_resident() + pool.unused_table_bytes_resident();
         Some(PoolUse { instances: pool.component_instances(), kept_bytes })
     }
@@ -475,8 +564,7 @@ fn demangled(name: &str) -> String {
 ///
 /// A guest that computes, or waits for its next turn to compute, is left to its epoch, which interrupts it then and
 /// knows where it was. The timer is only made at the first wait, so a guest that never waits costs none.
-async fn within<T>(deadline: Duration, started: Instant, call: impl Future<Output = T>) -> Option<T> {
-    let mut call = pin!(call);
+async fn within<T>(deadline: Duration, started: Instant, mut call: Pin<&mut impl Future<Output = T>>) -> Option<T> {
     let mut timer = pin!(None);
     poll_fn(|context| {
         Turn::begin();
@@ -499,23 +587,29 @@ async fn within<T>(deadline: Duration, started: Instant, call: impl Future<Outpu
     .await
 }
 
-/// Ticks the engine's epoch while guests run; stands still, at no cost, while none does.
+/// Ticks the epochs of all engines while guests run; stands still, at no cost, while none does.
 struct Clock {
     shared: Arc<ClockShared>,
     thread: Option<JoinHandle<()>>,
     waker: Thread,
 }
 
-#[derive(Default)]
 struct ClockShared {
-    running: AtomicUsize,
+    /// The guests that run, for each engine.
+    running: Box<[Count]>,
     parked: AtomicBool,
     stopped: AtomicBool,
 }
 
+/// A counter in cache lines of its own, two of which processors fetch at a time: each shard counts its guests alone.
+#[derive(Default)]
+#[repr(align(128))]
+struct Count(AtomicUsize);
+
 impl Clock {
-    fn start(engine: Engine) -> Result<Self> {
-        let shared = Arc::new(ClockShared::default());
+    fn start(engines: Vec<Engine>) -> Result<Self> {
+        let running = engines.iter().map(|_| Count::default()).collect();
+        let shared = Arc::new(ClockShared { running, parked: AtomicBool::default(), stopped: AtomicBool::default() });
         let thread = std::thread::Builder::new()
             .name("epoch".into())
             .spawn({
@@ -524,44 +618,49 @@ impl Clock {
                     if let Err(err) = soon_after_waking() {
                         tracing::debug!("the epoch may tick late on a busy machine: {err}");
                     }
-                    shared.tick(&engine);
+                    shared.tick(&engines);
                 }
             })
             .context("start the epoch's thread")?;
         Ok(Self { waker: thread.thread().clone(), shared, thread: Some(thread) })
     }
 
-    /// Keeps the clock going until the guard is dropped.
-    fn run(&self) -> Running<'_> {
+    /// Keeps the clock going until the guard is dropped, for a guest in the engine with this number.
+    fn run(&self, engine: usize) -> Running<'_> {
+        let count = &self.shared.running[engine].0;
         // Sequentially consistent, as are the loads and stores in `tick`: either this sees `parked`, or the clock
         // sees the count before it parks.
-        self.shared.running.fetch_add(1, Ordering::SeqCst);
+        count.fetch_add(1, Ordering::SeqCst);
         if self.shared.parked.load(Ordering::SeqCst) {
             self.waker.unpark();
         }
-        Running(&self.shared)
+        Running(count)
     }
 }
 
 impl ClockShared {
-    fn tick(&self, engine: &Engine) {
+    fn is_needed(&self) -> bool {
+        self.running.iter().any(|count| count.0.load(Ordering::SeqCst) > 0)
+    }
+
+    fn tick(&self, engines: &[Engine]) {
         let mut idle_ticks = 0;
         while !self.stopped.load(Ordering::SeqCst) {
-            if self.running.load(Ordering::SeqCst) > 0 {
+            if self.is_needed() {
                 idle_ticks = 0;
             } else {
                 idle_ticks += 1;
             }
             if idle_ticks > IDLE_TICKS {
                 self.parked.store(true, Ordering::SeqCst);
-                while self.running.load(Ordering::SeqCst) == 0 && !self.stopped.load(Ordering::SeqCst) {
+                while !self.is_needed() && !self.stopped.load(Ordering::SeqCst) {
                     std::thread::park();
                 }
                 self.parked.store(false, Ordering::SeqCst);
                 idle_ticks = 0;
             }
             std::thread::sleep(EPOCH_TICK);
-            engine.increment_epoch();
+            engines.iter().for_each(Engine::increment_epoch);
         }
     }
 }
@@ -576,11 +675,11 @@ impl Drop for Clock {
     }
 }
 
-struct Running<'a>(&'a ClockShared);
+struct Running<'a>(&'a AtomicUsize);
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        self.0.running.fetch_sub(1, Ordering::SeqCst);
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -600,7 +699,7 @@ mod tests {
                 if polls < 10 { Poll::Pending } else { Poll::Ready(()) }
             });
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
-            runtime.block_on(within(Duration::ZERO, Instant::now() - Duration::from_secs(1), call))
+            runtime.block_on(within(Duration::ZERO, Instant::now() - Duration::from_secs(1), pin!(call)))
         };
         assert_eq!(driven(Turn::Over), Some(()));
         assert_eq!(driven(Turn::Fresh), None);
@@ -611,7 +710,7 @@ mod tests {
 mod fuzz {
     use super::*;
     use crate::component::from_bytes;
-    use crate::interface::{Issue, Verdict};
+    use crate::interface::Issue;
     use ::fuzz::{Strategy, any, check, collection, option, prop_oneof, sample};
     use std::path::Path;
 
@@ -636,9 +735,9 @@ mod fuzz {
             let path = folder.join(name).with_extension("wasm");
             let bytes = std::fs::read(&path)
                 .unwrap_or_else(|err| panic!("{}: {err}; `cargo xtask build` makes it", path.display()));
-            let engine = engine(&mut LIMITS.clone(), 1).expect("a pool");
-            let loaded = from_bytes(&engine, &path, &bytes).expect("a component");
-            let guest = Arc::new(Guest::new(&engine, loaded, Arc::default(), LIMITS).expect("a guest"));
+            let pools = pools(&mut LIMITS.clone(), 1).expect("a pool");
+            let loaded = from_bytes(pools[0].engine(), &path, &bytes).expect("a component");
+            let guest = Arc::new(Guest::new(&pools[0], &loaded, &Grants::default(), &LIMITS).expect("a guest"));
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
             Self { guest, runtime }
         }

@@ -2,7 +2,7 @@
 //! that does not fit changes nothing.
 
 use crate::admin::Metrics;
-use crate::component::{CacheArgs, Pin};
+use crate::component::{CacheArgs, Loaded, Pin};
 use crate::handler::Handler as _;
 use crate::pool::Guest;
 use anyhow::{Context, Result};
@@ -15,6 +15,7 @@ use tokio::select;
 use tokio::signal::unix::Signal;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval};
+use wasmtime::Engine;
 
 /// How often `--watch` looks at the component's file. It is loaded when two looks in a row find it the same, so that
 /// whoever writes it has most likely come to the end.
@@ -23,8 +24,12 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// How much nicer than the shards the thread is that loads and compiles (nice(2)).
 const NICENESS: i32 = 10;
 
-/// The handler that new messages are given to: the one place that says so. All clones are the same place.
-pub struct Current<H>(watch::Sender<Arc<H>>);
+/// The handlers that new messages are given to, one for each shard: the one place that says so. They are of the same
+/// component. All clones are the same place.
+pub struct Current<H>(watch::Sender<Handlers<H>>);
+
+/// One handler for each shard.
+pub type Handlers<H> = Arc<[Arc<H>]>;
 
 impl<H> Clone for Current<H> {
     fn clone(&self) -> Self {
@@ -33,41 +38,49 @@ impl<H> Clone for Current<H> {
 }
 
 impl<H> Current<H> {
-    /// A place with this handler.
-    pub fn new(handler: Arc<H>) -> Self {
-        Self(watch::Sender::new(handler))
+    /// A place with these handlers, at least one.
+    pub fn new(handlers: Handlers<H>) -> Self {
+        Self(watch::Sender::new(handlers))
     }
 
-    /// The handler that is there now.
-    pub fn get(&self) -> Arc<H> {
+    /// The handlers that are there now.
+    pub fn all(&self) -> Handlers<H> {
         self.0.borrow().clone()
     }
 
-    /// Puts another one there.
-    pub fn replace(&self, handler: Arc<H>) {
-        self.0.send_replace(handler);
+    /// One of them: to others they are all the same.
+    pub fn any(&self) -> Arc<H> {
+        self.0.borrow()[0].clone()
     }
 
-    /// A shard's view of the place.
-    pub fn view(&self) -> View<H> {
+    /// Puts others there, as many.
+    pub fn replace(&self, handlers: Handlers<H>) {
+        self.0.send_replace(handlers);
+    }
+
+    /// The place as the shard with this number sees it.
+    pub fn view(&self, shard: usize) -> View<H> {
         let mut changes = self.0.subscribe();
-        let seen = changes.borrow_and_update().clone();
-        View(RefCell::new((changes, seen)))
+        let seen = changes.borrow_and_update()[shard].clone();
+        View { shard, seen: RefCell::new((changes, seen)) }
     }
 }
 
 /// The place as one shard sees it: looking there takes no lock as long as nothing has changed.
 ///
 /// The view keeps what it saw last alive, so a shard without messages has to look now and then.
-pub struct View<H>(RefCell<(watch::Receiver<Arc<H>>, Arc<H>)>);
+pub struct View<H> {
+    shard: usize,
+    seen: RefCell<(watch::Receiver<Handlers<H>>, Arc<H>)>,
+}
 
 impl<H> View<H> {
     /// The handler that is there now.
     pub fn get(&self) -> Arc<H> {
-        let (changes, seen) = &mut *self.0.borrow_mut();
+        let (changes, seen) = &mut *self.seen.borrow_mut();
         // An error means that nobody is left who could replace it.
         if changes.has_changed().unwrap_or(false) {
-            *seen = changes.borrow_and_update().clone();
+            *seen = changes.borrow_and_update()[self.shard].clone();
         }
         seen.clone()
     }
@@ -82,6 +95,16 @@ pub struct Source {
     pub cache: CacheArgs,
     /// The only one that may run.
     pub pin: Option<Pin>,
+}
+
+impl Source {
+    /// Loads it.
+    ///
+    /// # Errors
+    /// As [`CacheArgs::load`].
+    pub fn load(&self, engine: &Engine) -> Result<Loaded> {
+        self.cache.load(engine, &self.path, self.pin.as_ref())
+    }
 }
 
 /// Loads the component anew whenever it is told to.
@@ -120,20 +143,21 @@ impl Replacing {
                 () = changed => "the file changed",
             };
             tracing::info!(component = %path.display(), "loading the component: {why}");
-            let before = self.current.get();
-            let outcome = match self.load(&before).await {
-                Ok(Some(guest)) => {
-                    let (component, digest) = (guest.name(), guest.digest().clone());
-                    self.current.replace(Arc::new(guest));
-                    tracing::info!(component, %digest, was = %before.digest(), "component replaced");
+            let before = self.current.all();
+            let was = before[0].digest().clone();
+            let outcome = match self.load(before).await {
+                Ok(Some(guests)) => {
+                    let (component, digest) = (guests[0].name(), guests[0].digest().clone());
+                    self.current.replace(guests);
+                    tracing::info!(component, %digest, %was, "component replaced");
                     "replaced"
                 }
                 Ok(None) => {
-                    tracing::info!(digest = %before.digest(), "the component is the one that runs already");
+                    tracing::info!(digest = %was, "the component is the one that runs already");
                     "unchanged"
                 }
                 Err(err) => {
-                    tracing::error!(digest = %before.digest(), "component not replaced, the old one goes on: {err:#}");
+                    tracing::error!(digest = %was, "component not replaced, the old one goes on: {err:#}");
                     "refused"
                 }
             };
@@ -142,34 +166,45 @@ impl Replacing {
     }
 
     /// The component that is in the file now, tried out; nothing, if it is the one that runs.
-    async fn load(&self, before: &Arc<Guest>) -> Result<Option<Guest>> {
-        let (sender, loaded) = oneshot::channel();
-        let (source, before) = (self.source.clone(), before.clone());
-        // On a thread of its own: a large component takes many seconds to compile, and a stop does not wait for it.
-        std::thread::Builder::new()
-            .name("load".into())
-            .spawn(move || {
-                if let Err(err) = rustix::process::nice(NICENESS) {
-                    tracing::debug!("the component is loaded at ordinary priority: {err}");
-                }
-                // Nobody waits for it any more when the host stops.
-                let _ = sender.send(load(&source, &before));
-            })
-            .context("start a thread that loads the component")?;
-        let guest = loaded.await.context("loading the component broke off")??;
-        if let Some(guest) = &guest {
-            guest.try_out().await?;
+    async fn load(&self, before: Handlers<Guest>) -> Result<Option<Handlers<Guest>>> {
+        let source = self.source.clone();
+        let guests = elsewhere(move || {
+            if let Err(err) = rustix::process::nice(NICENESS) {
+                tracing::debug!("the component is loaded at ordinary priority: {err}");
+            }
+            load(&source, &before)
+        })
+        .await?;
+        if let Some(guests) = &guests {
+            guests[0].try_out().await?;
         }
-        Ok(guest)
+        Ok(guests)
     }
 }
 
-fn load(source: &Source, before: &Guest) -> Result<Option<Guest>> {
-    let loaded = source.cache.load(before.engine(), &source.path, source.pin.as_ref())?;
-    if loaded.digest == **before.digest() {
+/// Has a component loaded on a thread of its own: a large one takes many seconds to compile, and a stop does not wait for
+/// it.
+///
+/// # Errors
+/// Those of `work`, and that the thread cannot be had or breaks off.
+pub async fn elsewhere<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let (sender, loaded) = oneshot::channel();
+    std::thread::Builder::new()
+        .name("load".into())
+        .spawn(move || {
+            // Nobody waits for it any more when the host stops.
+            let _ = sender.send(work());
+        })
+        .context("start a thread that loads the component")?;
+    loaded.await.context("loading the component broke off")?
+}
+
+fn load(source: &Source, before: &[Arc<Guest>]) -> Result<Option<Handlers<Guest>>> {
+    let loaded = source.load(before[0].engine())?;
+    if loaded.digest == **before[0].digest() {
         return Ok(None);
     }
-    before.with(loaded).map(Some)
+    before.iter().map(|guest| guest.with(&loaded).map(Arc::new)).collect::<Result<_>>().map(Some)
 }
 
 /// Notices when a file changes, whether it is written anew, renamed into place, or behind a link that now leads
@@ -222,14 +257,15 @@ mod tests {
 
     #[test]
     fn a_view_follows_and_lets_go_of_what_was_replaced() {
-        let first = Arc::new(1);
-        let current = Current::new(first.clone());
-        let view = current.view();
-        assert_eq!((*current.get(), *view.get()), (1, 1));
-        current.clone().replace(Arc::new(2));
-        assert_eq!((*current.get(), Arc::strong_count(&first)), (2, 2), "the view still keeps it");
-        assert_eq!((*view.get(), Arc::strong_count(&first)), (2, 1));
+        let first: Handlers<i32> = Arc::new([Arc::new(0), Arc::new(1)]);
+        let of_shard = Arc::downgrade(&first[1]);
+        let current = Current::new(first);
+        let view = current.view(1);
+        assert_eq!((*current.any(), *view.get()), (0, 1));
+        current.clone().replace(Arc::new([Arc::new(2), Arc::new(3)]));
+        assert_eq!((*current.any(), of_shard.strong_count()), (2, 1), "the view still keeps it");
+        assert_eq!((*view.get(), of_shard.strong_count()), (3, 0));
         drop(current);
-        assert_eq!(*view.get(), 2);
+        assert_eq!(*view.get(), 3);
     }
 }

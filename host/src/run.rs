@@ -5,8 +5,8 @@ use crate::capabilities::{Configuration, Grants, HttpArgs, KeyValue, NatsBucket,
 use crate::cli::{counted, runtime};
 use crate::component::{CacheArgs, Pin};
 use crate::dev::DevServer;
-use crate::handler::Handler;
-use crate::host::{Consumer, Host, Stop, connect_patiently};
+use crate::handler::{Handler, PoolUse};
+use crate::host::{Consumer, Host, Stop, Work, connect_patiently};
 use crate::identity::Losses;
 use crate::log::LogArgs;
 use crate::names::{NameArgs, Names};
@@ -14,16 +14,20 @@ use crate::nats::{Nats, NatsArgs, check_jetstream};
 use crate::parking::Mover;
 use crate::pool::{self, Guest, Limits, SLOTS_MAX};
 use crate::provision::{Layout, Mode, provision, unsafe_settings};
-use crate::replacement::{Current, Replacing, Source, Watching};
+use crate::replacement::{Current, Replacing, Source, Watching, elsewhere};
 use crate::room;
+use crate::scheduling::soon_after_waking;
 use crate::settle::Policy;
 use crate::sink::Sink;
 use crate::unreadable::{Alarm, Search};
 use anyhow::{Context, Result, bail, ensure};
+use async_nats::Client;
 use async_nats::jetstream::response::Response;
 use bytesize::ByteSize;
+use futures::FutureExt as _;
 use serde::Deserialize;
 use serde_json::json;
+use std::future::ready;
 use std::io::{IsTerminal as _, stderr};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -33,6 +37,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::select;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 /// How often the consumer's backlog is asked for.
@@ -118,7 +123,7 @@ impl GuestArgs {
     ///
     /// # Errors
     /// A bound that no guest could live with, or a configuration that is none.
-    pub fn resolve(&self, slots: u32) -> Result<(Arc<Grants>, Limits)> {
+    pub fn resolve(&self, slots: u32) -> Result<(Grants, Limits)> {
         ensure!(!self.deadline.is_zero(), "--deadline 0s leaves no time to run; 1s is usual");
         let memory = self.memory_max.as_u64();
         ensure!(
@@ -142,7 +147,7 @@ impl GuestArgs {
             http: http.resolve(self.deadline / GUEST_PART)?,
             usage: Usage::default(),
         };
-        Ok((Arc::new(grants), limits))
+        Ok((grants, limits))
     }
 }
 
@@ -201,10 +206,10 @@ pub struct ServeArgs {
 
     /// Threads that fetch and run messages [default: one per core]
     #[arg(long, value_name = "N", env = "MAILROOM_SHARDS")]
-    shards: Option<usize>,
+    shards: Option<u32>,
 
     /// Most messages that one shard holds, fetched and not settled; the rest waits in JetStream
-    #[arg(long, value_name = "N", env = "MAILROOM_MAX_IN_FLIGHT", default_value_t = 512)]
+    #[arg(long, value_name = "N", env = "MAILROOM_MAX_IN_FLIGHT", default_value_t = 256)]
     max_in_flight: usize,
 
     /// Deliveries after which a message that breaks its instance goes to the dead letters
@@ -271,8 +276,7 @@ impl FromStr for Listen {
 
 /// The loop's configuration as meant: checked whole before anything opens.
 struct Config {
-    shards: usize,
-    slots: u32,
+    shards: u32,
     deadline: Duration,
     max_in_flight: usize,
     policy: Policy,
@@ -292,26 +296,28 @@ impl RunArgs {
     pub fn execute(self) -> Result<ExitCode> {
         let _log = self.serve.log.start()?;
         let shards = self.serve.shards()?;
-        let (grants, mut limits) = self.guest.resolve(self.slots(shards)?)?;
-        let mut config = self.serve.resolve(shards, limits.slots, limits.deadline)?;
+        let (grants, limits) = self.guest.resolve(self.slots(shards)?)?;
+        let mut config = self.serve.resolve(shards, limits.deadline)?;
         config.bucket = grants.keyvalue.nats();
 
+        // This thread talks to the server while others load the component and run it.
+        if let Err(err) = soon_after_waking() {
+            tracing::debug!("the start may take longer on a busy machine: {err}");
+        }
         // Before anything that takes long: the first process of a container ignores signals without a handler.
         let runtime = runtime()?;
         let _entered = runtime.enter();
         let mut signals = Signals::new()?;
         let hangups = signal(SignalKind::hangup()).context("handle SIGHUP")?;
 
-        let engine = pool::engine(&mut limits, u32::try_from(shards)?)?;
-        config.slots = limits.slots;
         let source = Source { path: self.component, cache: self.cache, pin: self.component_digest };
         let watching = self.watch.then(|| Watching::new(&source.path));
-        let loaded = source.cache.load(&engine, &source.path, source.pin.as_ref())?;
-        let guest = Arc::new(Guest::new(&engine, loaded, grants.clone(), limits)?);
-        runtime.block_on(guest.try_out())?;
-
-        let server = self.dev.then(|| DevServer::start(self.nats_server.as_deref())).transpose()?;
-        if let Some(server) = &server {
+        let mut load = load(source, watching, hangups, grants, limits, shards).boxed();
+        let mut server = None;
+        if self.dev {
+            // What is wrong with the component is said before there is a server.
+            load = ready(Ok(runtime.block_on(load)?)).boxed();
+            let server = server.insert(DevServer::start(self.nats_server.as_deref())?);
             config.nats = Nats::at(server.url())?;
             runtime.block_on(provision_privately(&config.nats, config.names.clone()))?;
             let monitoring = server.monitoring_url();
@@ -319,17 +325,11 @@ impl RunArgs {
             tracing::info!("try it: host publish --server {} MAIL.eml", server.url());
             tracing::info!("and see: host verdicts --server {} --follow", server.url());
         }
-        let current = Current::new(guest);
-        let metrics = metrics(&current, config.slots)?;
-        metrics.add(grants.metrics())?;
-        let replacing = Replacing::new(source, current.clone(), metrics.clone(), hangups, watching);
-        runtime.spawn(replacing.run());
-        runtime.block_on(serve(config, current, metrics, &mut signals))?;
+        runtime.block_on(serve(config, load, &mut signals))?;
         Ok(ExitCode::SUCCESS)
     }
 
-    fn slots(&self, shards: usize) -> Result<u32> {
-        let shards = u32::try_from(shards)?;
+    fn slots(&self, shards: u32) -> Result<u32> {
         let slots = self.slots.unwrap_or_else(|| pool::slots_by_default(shards));
         ensure!(
             slots >= shards,
@@ -345,34 +345,35 @@ impl RunArgs {
 }
 
 impl ServeArgs {
-    /// Runs `handler` on the messages, as many at a time as there are shards; returns when the host has drained.
+    /// Runs what `handler` makes for each shard on the messages, as many at a time as there are shards; returns when the
+    /// host has drained.
     ///
     /// # Errors
     /// Anything wrong with the configuration or the server's streams, with the remedy.
-    pub fn execute(self, handler: impl Handler) -> Result<ExitCode> {
+    pub fn execute<H: Handler>(self, handler: impl Fn() -> H) -> Result<ExitCode> {
         let _log = self.log.start()?;
         let shards = self.shards()?;
         // Nothing ends a handler that takes too long, so there is nothing to compare with the consumer's `ack_wait`.
-        let config = self.resolve(shards, u32::try_from(shards)?, Duration::ZERO)?;
+        let config = self.resolve(shards, Duration::ZERO)?;
         let runtime = runtime()?;
         let _entered = runtime.enter();
         let mut signals = Signals::new()?;
-        let current = Current::new(Arc::new(handler));
-        let metrics = metrics(&current, config.slots)?;
-        runtime.block_on(serve(config, current, metrics, &mut signals))?;
+        let handlers = (0..shards).map(|_| Arc::new(handler())).collect();
+        let loaded = Work::new(Current::new(handlers), shards);
+        runtime.block_on(serve(config, ready(loaded), &mut signals))?;
         Ok(ExitCode::SUCCESS)
     }
 
-    fn shards(&self) -> Result<usize> {
+    fn shards(&self) -> Result<u32> {
         let shards = match self.shards {
             Some(shards) => shards,
-            None => std::thread::available_parallelism().map_or(1, usize::from),
+            None => std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(1)),
         };
         ensure!((1..=256).contains(&shards), "--shards {shards}: between 1 and 256; one per core is best");
         Ok(shards)
     }
 
-    fn resolve(self, shards: usize, slots: u32, deadline: Duration) -> Result<Config> {
+    fn resolve(self, shards: u32, deadline: Duration) -> Result<Config> {
         ensure!(
             (1..=65_536).contains(&self.max_in_flight),
             "--max-in-flight {}: between 1 and 65536",
@@ -394,7 +395,6 @@ impl ServeArgs {
         );
         Ok(Config {
             shards,
-            slots,
             deadline,
             max_in_flight: self.max_in_flight,
             policy: Policy {
@@ -414,20 +414,66 @@ impl ServeArgs {
     }
 }
 
-/// The metrics of what runs on messages, whatever is `current` when they are read.
-fn metrics(current: &Current<impl Handler>, slots: u32) -> Result<Metrics> {
-    let current = current.clone();
-    Metrics::new(slots, move || {
-        let handler = current.get();
-        (handler.digest().clone(), handler.pool_use())
-    })
+impl<H: Handler> Work<H> {
+    /// With the metrics of whatever is `current` when they are read.
+    fn new(current: Current<H>, slots: u32) -> Result<Self> {
+        let read = current.clone();
+        let metrics = Metrics::new(slots, move || {
+            let handlers = read.all();
+            let uses = handlers.iter().filter_map(|handler| handler.pool_use());
+            (handlers[0].digest().clone(), uses.reduce(PoolUse::and))
+        })?;
+        Ok(Self { current, metrics, slots })
+    }
 }
 
-async fn serve(config: Config, current: Current<impl Handler>, metrics: Metrics, signals: &mut Signals) -> Result<()> {
+/// Loads the component for every shard, and from then on whenever it is to be replaced.
+async fn load(
+    source: Source,
+    watching: Option<Watching>,
+    hangups: Signal,
+    grants: Grants,
+    mut limits: Limits,
+    shards: u32,
+) -> Result<Work<Guest>> {
+    let granted = grants.clone();
+    let (guests, slots, source) = elsewhere(move || {
+        let pools = pool::pools(&mut limits, shards)?;
+        let loaded = source.load(pools[0].engine())?;
+        Ok((pool::guests(&pools, &loaded, &grants, &limits)?, limits.slots, source))
+    })
+    .await?;
+    guests[0].try_out().await?;
+    let work = Work::new(Current::new(guests.into()), slots)?;
+    work.metrics.add(granted.metrics())?;
+    tokio::spawn(Replacing::new(source, work.current.clone(), work.metrics.clone(), hangups, watching).run());
+    Ok(work)
+}
+
+/// Serves what `load` gives. Meanwhile the server is connected to, its streams are checked, and the shards are started.
+async fn serve<H: Handler>(
+    config: Config,
+    load: impl Future<Output = Result<Work<H>>>,
+    signals: &mut Signals,
+) -> Result<()> {
+    let config = Arc::new(config);
     let stop = Stop::default();
     let health = Health::default();
     let connected = health.condition("no connection to NATS");
     let checked = health.condition("streams and consumer not checked yet");
+    let alarm = Alarm::default();
+    let (loaded, work) = watch::channel(None);
+    let start = Start { work, health: health.clone(), alarm: alarm.clone(), stop: stop.clone() };
+    let opening = tokio::spawn(open(config.clone(), connected, start));
+    let work = select! {
+        work = load => work?,
+        name = signals.next() => {
+            tracing::info!("{name}: stopping before the component was loaded");
+            return Ok(());
+        }
+    };
+    loaded.send_replace(Some(work.clone()));
+    let Work { current, metrics, slots } = work;
     let mut tasks = JoinSet::new();
     if let Listen::At(address) = config.listen {
         let admin = Admin::bind(address).await?;
@@ -435,24 +481,14 @@ async fn serve(config: Config, current: Current<impl Handler>, metrics: Metrics,
         let metrics = metrics.clone();
         tasks.spawn(admin.serve(move || metrics.text(), health.clone()));
     }
-
-    let connecting = connect_patiently(&config.nats, "mailroom", Arc::<Losses>::default(), connected, &stop.drain);
-    let client = select! {
-        client = connecting => client?,
-        name = signals.next() => {
-            tracing::info!("{name}: stopping before there was a connection");
-            return Ok(());
-        }
-    };
-    let Some(client) = client else { return Ok(()) };
-    let jetstream = config.nats.jetstream(client.clone(), REQUEST_TIMEOUT);
-    select! {
-        checking = check(&jetstream, &config) => checking?,
+    let opened = select! {
+        opened = opening => opened.context("connecting broke off")??,
         name = signals.next() => {
             tracing::info!("{name}: stopping before the start");
             return Ok(());
         }
-    }
+    };
+    let Some(Opened { client, jetstream, mut shards }) = opened else { return Ok(()) };
     checked.set(true);
     let not_draining = health.condition("draining");
     not_draining.set(true);
@@ -460,11 +496,10 @@ async fn serve(config: Config, current: Current<impl Handler>, metrics: Metrics,
     not_paused.set(true);
     tasks.spawn(Mover::new(jetstream.clone(), config.names.parked_stream.clone()).run());
     tasks.spawn(watch_backlog(jetstream.clone(), config.names.clone(), metrics.clone(), not_paused));
-    let alarm = Alarm::default();
     let sink = Sink::new(jetstream.clone(), config.names.clone());
     let component = {
         let current = current.clone();
-        Box::new(move || current.get().digest().clone())
+        Box::new(move || current.any().digest().clone())
     };
     let search = Search {
         client,
@@ -473,13 +508,12 @@ async fn serve(config: Config, current: Current<impl Handler>, metrics: Metrics,
         sink,
         component,
         metrics: metrics.clone(),
-        alarm: alarm.clone(),
+        alarm,
         retry_max: config.policy.retry_max,
     };
     tasks.spawn(search.run());
 
-    let mut shards = start_shards(&config, &current, &metrics, &health, &alarm, &stop)?;
-    let running = current.get();
+    let running = current.any();
     tracing::info!(
         component = running.name(),
         digest = %running.digest(),
@@ -487,7 +521,7 @@ async fn serve(config: Config, current: Current<impl Handler>, metrics: Metrics,
         stream = config.names.stream,
         consumer = config.names.consumer,
         shards = config.shards,
-        slots = config.slots,
+        slots,
         "running"
     );
     drop(running);
@@ -536,6 +570,36 @@ async fn serve(config: Config, current: Current<impl Handler>, metrics: Metrics,
     Ok(())
 }
 
+/// What shards are started with, beside the configuration.
+struct Start<H> {
+    work: watch::Receiver<Option<Work<H>>>,
+    health: Health,
+    alarm: Alarm,
+    stop: Stop,
+}
+
+/// A connection, JetStream behind it, and the shards.
+struct Opened {
+    client: Client,
+    jetstream: async_nats::jetstream::Context,
+    shards: JoinSet<Result<usize>>,
+}
+
+/// Connects, as often as it takes, checks what is there, and starts the shards. Nothing, if the host stops first.
+///
+/// # Errors
+/// As [`connect_patiently`] and [`check`].
+async fn open<H: Handler>(config: Arc<Config>, connected: Condition, start: Start<H>) -> Result<Option<Opened>> {
+    let (losses, stop) = (Arc::<Losses>::default(), &start.stop.drain);
+    let Some(client) = connect_patiently(&config.nats, "mailroom", losses, connected, stop).await? else {
+        return Ok(None);
+    };
+    let jetstream = config.nats.jetstream(client.clone(), REQUEST_TIMEOUT);
+    check(&jetstream, &config).await?;
+    let shards = start_shards(&config, &start)?;
+    Ok(Some(Opened { client, jetstream, shards }))
+}
+
 /// Makes streams, consumer and bucket with their defaults.
 async fn provision_privately(nats: &Nats, names: Names) -> Result<()> {
     let client = nats.connect("mailroom provision", |_| ()).await?;
@@ -555,14 +619,7 @@ async fn check(jetstream: &async_nats::jetstream::Context, config: &Config) -> R
             return Err(err);
         }
     };
-    let mail = jetstream.get_stream(&names.stream).await.context("read the stream's settings")?;
-    let verdicts = jetstream.get_stream(&names.verdict_stream).await.context("read the verdict stream's settings")?;
-    let wrong = unsafe_settings(
-        &mail.cached_info().config,
-        &consumer.info.config,
-        &verdicts.cached_info().config,
-        config.deadline,
-    );
+    let wrong = unsafe_settings(&consumer.stream, &consumer.info.config, &consumer.verdict_stream, config.deadline);
     if !wrong.is_empty() {
         bail!("unsafe settings: {}", wrong.join("; "));
     }
@@ -573,25 +630,17 @@ async fn check(jetstream: &async_nats::jetstream::Context, config: &Config) -> R
 }
 
 /// Starts the shards, each on a thread of its own; the tasks end as the threads do, with what [`Host::run_shard`] says.
-fn start_shards(
-    config: &Config,
-    current: &Current<impl Handler>,
-    metrics: &Metrics,
-    health: &Health,
-    alarm: &Alarm,
-    stop: &Stop,
-) -> Result<JoinSet<Result<usize>>> {
+fn start_shards(config: &Config, start: &Start<impl Handler>) -> Result<JoinSet<Result<usize>>> {
     let mut shards = JoinSet::new();
-    let slots = config.slots as usize;
     for number in 0..config.shards {
+        let Start { work, health, alarm, stop } = start;
         let host = Host {
-            guest: current.clone(),
+            work: work.clone(),
+            shards: config.shards,
             nats: config.nats.clone(),
             names: config.names.clone(),
             policy: config.policy.clone(),
-            slots: slots / config.shards + usize::from(number < slots % config.shards),
             max_in_flight: config.max_in_flight,
-            metrics: metrics.clone(),
             health: health.clone(),
             alarm: alarm.clone(),
             stop: stop.clone(),

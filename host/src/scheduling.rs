@@ -12,19 +12,20 @@ use std::time::Duration;
 /// # Errors
 /// The kernel refuses, in a sandbox that forbids it for example.
 pub fn only_in_idle_time() -> io::Result<()> {
-    set(libc::SCHED_IDLE, 0)
+    set(libc::SCHED_IDLE, 0, 0)
 }
 
 /// Gives the calling thread the processor soon after it wakes up, which suits one that runs for microseconds: its time
 /// slices are short, so it need not wait for those of others to end (sched_setattr(2); since Linux 6.12, earlier
-/// kernels ignore it). Otherwise that takes up to 4 ms where all processors are busy.
+/// kernels ignore it). Otherwise that takes up to 4 ms where all processors are busy. The threads that it starts have
+/// ordinary slices.
 ///
 /// # Errors
 /// As [`only_in_idle_time`].
 pub fn soon_after_waking() -> io::Result<()> {
     /// The shortest that the kernel takes, in nanoseconds.
     const SLICE: u64 = 100_000;
-    set(libc::SCHED_OTHER, SLICE)
+    set(libc::SCHED_OTHER, libc::SCHED_FLAG_RESET_ON_FORK, SLICE)
 }
 
 /// How long the calling thread has computed in its life.
@@ -33,11 +34,11 @@ pub fn computed() -> Duration {
     Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
 }
 
-fn set(policy: libc::c_int, slice: u64) -> io::Result<()> {
+fn set(policy: libc::c_int, flags: libc::c_int, slice: u64) -> io::Result<()> {
     let attributes = libc::sched_attr {
         size: u32::try_from(size_of::<libc::sched_attr>()).map_err(io::Error::other)?,
         sched_policy: u32::try_from(policy).map_err(io::Error::other)?,
-        sched_flags: 0,
+        sched_flags: u64::try_from(flags).map_err(io::Error::other)?,
         sched_nice: 0,
         sched_priority: 0,
         sched_runtime: slice,

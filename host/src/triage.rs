@@ -64,8 +64,9 @@ impl TriageArgs {
         let _log = self.log.start()?;
         let (grants, mut limits) = self.guest.resolve(1)?;
         ensure!(grants.keyvalue.nats().is_none(), "no server is asked here; use --keyvalue memory");
-        let engine = pool::engine(&mut limits, 1)?;
-        let guest = Arc::new(Guest::new(&engine, self.cache.load(&engine, &self.component, None)?, grants, limits)?);
+        let pools = pool::pools(&mut limits, 1)?;
+        let loaded = self.cache.load(pools[0].engine(), &self.component, None)?;
+        let guest = Arc::new(Guest::new(&pools[0], &loaded, &grants, &limits)?);
         let runtime = runtime()?;
         runtime.block_on(guest.try_out())?;
 

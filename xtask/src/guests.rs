@@ -28,7 +28,7 @@ const SIMD: &str = "-C target-feature=+simd128";
 const LEAN: &str = "-C target-feature=+simd128 -C link-arg=-zstack-size=65536";
 
 /// Holds the data of the program and any ordinary mail; a larger one grows the memory, slower but right.
-const INITIAL_MEMORY_BYTES: u64 = 1024 * 1024;
+const INITIAL_MEMORY_BYTES: u64 = 512 * 1024;
 
 /// Name the models that are put into the triage, see `guest/component/build.rs`.
 const MODELS: [&str; 2] = ["MAILROOM_TEAM_MODEL", "MAILROOM_PRIORITY_MODEL"];

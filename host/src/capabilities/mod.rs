@@ -27,8 +27,8 @@ use wasmtime::{Engine, ResourceLimiter};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtxView, WasiHttpView};
 
-/// What the operator lets guests have.
-#[derive(Debug, Default)]
+/// What the operator lets guests have. Clones share what guests share.
+#[derive(Debug, Clone, Default)]
 pub struct Grants {
     /// What they read through `wasi:config`, or are told.
     pub configuration: Configuration,
@@ -155,6 +155,9 @@ pub(crate) fn link(engine: &Engine, component: &Component, grants: &Grants) -> R
             Need::Grant(flag) => bail!("imports {import}, which {} grants", flag.usage()),
             Need::Other(remedy) => bail!("imports {import}, {remedy}"),
         }
+    }
+    if component.component_type().imports(engine).next().is_none() {
+        return Ok(linker);
     }
     let mut added = add(&mut linker);
     if asks {

@@ -17,7 +17,6 @@ use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Arguments of `host image`.
@@ -318,9 +317,9 @@ fn created() -> Result<Created> {
 
 /// Links the component and makes an instance, as `host run` does at its start.
 fn check_guest(path: &Path, component: &[u8]) -> Result<()> {
-    let engine = pool::engine(&mut WIDEST.clone(), 1)?;
-    let loaded = from_bytes(&engine, path, component)?;
-    let guest = Guest::new(&engine, loaded, Arc::new(Grants::all()), WIDEST)?;
+    let pools = pool::pools(&mut WIDEST.clone(), 1)?;
+    let loaded = from_bytes(pools[0].engine(), path, component)?;
+    let guest = Guest::new(&pools[0], &loaded, &Grants::all(), &WIDEST)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     runtime.block_on(guest.try_out())
 }

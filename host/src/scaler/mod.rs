@@ -75,7 +75,7 @@ const STOP_MAX: Duration = Duration::from_secs(5);
     lagThreshold: \"1000\"            messages for each replica
     activationLagThreshold: \"0\"     messages that start no replica yet
     targetDrainSeconds: \"60\"        replicas by time instead: be done with all there is in a minute
-    maxInFlight: \"512\"              of one replica: --max-in-flight times --shards
+    maxInFlight: \"256\"              of one replica: --max-in-flight times --shards
 
 SIGTERM and SIGINT end open streams in good order. Exit codes: 0 stopped, 1 could not start or go on, 2 wrong usage.")]
 pub struct ScalerArgs {

@@ -66,7 +66,7 @@ impl Trigger {
             lag_threshold: count("lagThreshold", 10)?,
             activation: count("activationLagThreshold", 0)?,
             drain: drain.transpose()?,
-            places: count("maxInFlight", 512)?,
+            places: count("maxInFlight", 256)?,
         };
         ensure!(trigger.lag_threshold > 0, "lagThreshold 0: a replica is for one message at least; 1000 for example");
         ensure!(
@@ -139,7 +139,7 @@ mod tests {
             lag_threshold: 10,
             activation: 0,
             drain: None,
-            places: 512,
+            places: 256,
         };
         assert_eq!(trigger, expected);
     }

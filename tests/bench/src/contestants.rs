@@ -3,13 +3,14 @@
 
 use anyhow::{Context as _, Result};
 use futures::executor::block_on;
-use host::from_bytes;
 use host::handler::{Handler as _, Run};
 use host::native::{Message, Verdict};
-use host::pool::{Guest, Limits};
+use host::pool::{Guest, Limits, Pool};
+use host::{Grants, from_bytes};
 use std::fs;
 use std::hint::black_box;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Duration;
@@ -24,8 +25,8 @@ mod bindings {
     wasmtime::component::bindgen!({ path: "../../wit", world: "triage", exports: { default: async } });
 }
 
-/// Instances that may live at a time. Two threads use two; hosts have 64 a core.
-const SLOTS: u32 = 128;
+/// Instances that may live at a time in one pool. A thread uses one; hosts have 64 a core.
+const SLOTS: u32 = 64;
 
 /// The bounds of the host's defaults.
 const LIMITS: Limits = Limits {
@@ -99,26 +100,23 @@ fn cpu_time() -> Duration {
 pub fn contestants() -> Result<Vec<Contestant>> {
     let lean = tools::component("triage")?;
     let ordinary = tools::component("triage-ordinary")?;
-    let ours = host::pool::engine(&mut LIMITS.clone(), SLOTS)?;
-    let default_pool = engine(InstanceAllocationStrategy::Pooling(default_pool()))?;
-    let on_demand = engine(InstanceAllocationStrategy::OnDemand)?;
-    let guest = |engine: &Engine, path: &Path| -> Result<Arc<Guest>> {
-        let loaded = from_bytes(engine, path, &fs::read(path)?)?;
-        Ok(Arc::new(Guest::new(engine, loaded, Arc::default(), LIMITS)?))
-    };
-    let empty = |key, name, guest: Arc<Guest>| Contestant {
+    let ours = pools()?;
+    let engine = ours[0].engine().clone();
+    let default_pool = [Pool::of(engine_with(InstanceAllocationStrategy::Pooling(default_pool()))?)?];
+    let on_demand = [Pool::of(engine_with(InstanceAllocationStrategy::OnDemand)?)?];
+    let empty = |key, name, guests: Guests| Contestant {
         key,
         name,
         takes_message: false,
         prepare: Box::new(move || {
-            let guest = guest.clone();
+            let guest = guests.next();
             Ok(Box::new(move |_| block_on(guest.try_out()).expect("an instance")))
         }),
     };
-    let (our_guest, default_guest, on_demand_guest) =
-        (guest(&ours, &lean)?, guest(&default_pool, &lean)?, guest(&on_demand, &lean)?);
-    let reused = Arc::new(Bare::new(&ours, &ordinary)?);
-    let bare = Arc::new(Bare::new(&ours, &lean)?);
+    let (our_guests, default_guests, on_demand_guests) =
+        (Guests::load(&ours, &lean)?, Guests::load(&default_pool, &lean)?, Guests::load(&on_demand, &lean)?);
+    let reused = Arc::new(Bare::new(&engine, &ordinary)?);
+    let bare = Arc::new(Bare::new(&engine, &lean)?);
     Ok(vec![
         Contestant {
             key: "native",
@@ -129,18 +127,18 @@ pub fn contestants() -> Result<Vec<Contestant>> {
                 Ok(Box::new(move |message| drop(black_box(guest::triage(&message.data, &rules)))))
             }),
         },
-        fresh("fresh", "fresh instance: the host", our_guest.clone()),
+        fresh("fresh", "fresh instance: the host", our_guests.clone()),
         Contestant {
             key: "reused",
             name: "the same instance for all",
             takes_message: true,
             prepare: Box::new(move || reused.reuse()),
         },
-        fresh("fresh-ordinary", "fresh, ordinary guest", guest(&ours, &ordinary)?),
-        fresh("default-pool", "fresh, default pool", default_guest.clone()),
-        fresh("on-demand", "fresh, on demand", on_demand_guest.clone()),
-        fresh("default-pool-ordinary", "fresh, default pool, ordinary guest", guest(&default_pool, &ordinary)?),
-        empty("instance", "instance alone: the host", our_guest),
+        fresh("fresh-ordinary", "fresh, ordinary guest", Guests::load(&ours, &ordinary)?),
+        fresh("default-pool", "fresh, default pool", default_guests.clone()),
+        fresh("on-demand", "fresh, on demand", on_demand_guests.clone()),
+        fresh("default-pool-ordinary", "fresh, default pool, ordinary guest", Guests::load(&default_pool, &ordinary)?),
+        empty("instance", "instance alone: the host", our_guests),
         Contestant {
             key: "instance-bare",
             name: "instance alone, nothing but wasmtime",
@@ -150,8 +148,8 @@ pub fn contestants() -> Result<Vec<Contestant>> {
                 Ok(Box::new(move |_| drop(bare.instance().expect("an instance"))))
             }),
         },
-        empty("instance-default-pool", "instance alone, default pool", default_guest),
-        empty("instance-on-demand", "instance alone, on demand", on_demand_guest),
+        empty("instance-default-pool", "instance alone, default pool", default_guests),
+        empty("instance-on-demand", "instance alone, on demand", on_demand_guests),
     ])
 }
 
@@ -181,10 +179,7 @@ fn rules() -> Result<guest::Rules> {
 pub fn learned() -> Result<Vec<Contestant>> {
     let file = std::env::var_os("MAILROOM_BENCH_MODEL").context("MAILROOM_BENCH_MODEL: run `cargo xtask bench`")?;
     let model: &'static [u8] = fs::read(&file).with_context(|| format!("read {file:?}"))?.leak();
-    let engine = host::pool::engine(&mut LIMITS.clone(), SLOTS)?;
-    let path = tools::component("triage-learned")?;
-    let loaded = from_bytes(&engine, &path, &fs::read(&path)?)?;
-    let guest = Arc::new(Guest::new(&engine, loaded, Arc::default(), LIMITS)?);
+    let guests = Guests::load(&pools()?, &tools::component("triage-learned")?)?;
     Ok(vec![
         Contestant {
             key: "native-learned",
@@ -195,17 +190,17 @@ pub fn learned() -> Result<Vec<Contestant>> {
                 Ok(Box::new(move |message| drop(black_box(guest::triage(&message.data, &rules)))))
             }),
         },
-        fresh("fresh-learned", "fresh instance: the host, with a model", guest),
+        fresh("fresh-learned", "fresh instance: the host, with a model", guests),
     ])
 }
 
-fn fresh(key: &'static str, name: &'static str, guest: Arc<Guest>) -> Contestant {
+fn fresh(key: &'static str, name: &'static str, guests: Guests) -> Contestant {
     Contestant {
         key,
         name,
         takes_message: true,
         prepare: Box::new(move || {
-            let guest = guest.clone();
+            let guest = guests.next();
             Ok(Box::new(move |message| drop(black_box(verdict(block_on(guest.triage(message.clone())))))))
         }),
     }
@@ -227,8 +222,31 @@ fn verdict(run: Run) -> Verdict {
     run.outcome.expect("a verdict")
 }
 
+/// The host's pools, one for each core.
+fn pools() -> Result<Vec<Pool>> {
+    let cores = u32::try_from(thread::available_parallelism()?.get())?;
+    host::pool::pools(&mut Limits { slots: SLOTS * cores, ..LIMITS }, cores)
+}
+
+/// A component in pools, of which threads take one each as far as there are so many.
+#[derive(Clone)]
+struct Guests(Arc<(Vec<Arc<Guest>>, AtomicUsize)>);
+
+impl Guests {
+    fn load(pools: &[Pool], path: &Path) -> Result<Self> {
+        let loaded = from_bytes(pools[0].engine(), path, &fs::read(path)?)?;
+        let guests = host::pool::guests(pools, &loaded, &Grants::default(), &LIMITS)?;
+        Ok(Self(Arc::new((guests, AtomicUsize::default()))))
+    }
+
+    fn next(&self) -> Arc<Guest> {
+        let (guests, taken) = &*self.0;
+        guests[taken.fetch_add(1, Ordering::Relaxed) % guests.len()].clone()
+    }
+}
+
 /// The host's engine but for where instances live.
-fn engine(strategy: InstanceAllocationStrategy) -> Result<Engine> {
+fn engine_with(strategy: InstanceAllocationStrategy) -> Result<Engine> {
     let mut config = host::pool::config();
     config.allocation_strategy(strategy);
     Ok(Engine::new(&config)?)

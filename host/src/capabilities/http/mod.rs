@@ -138,7 +138,8 @@ fn tls(ca: Option<&Path>, server: &Server) -> Result<TlsConnector> {
     Ok(TlsConnector::from(Arc::new(config)))
 }
 
-/// What the operator lets guests ask; by default nothing.
+/// What the operator lets guests ask; by default nothing. Clones count their requests together.
+#[derive(Clone)]
 pub struct Http {
     allowed: Vec<Allowed>,
     /// There if a server is listed that needs it.
