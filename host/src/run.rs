@@ -47,7 +47,7 @@ const BACKLOG_INTERVAL: Duration = Duration::from_secs(5);
 const STOP_MAX: Duration = Duration::from_secs(20);
 
 /// How long a start takes at most, mostly: then the code that it alone needed is given back.
-const START_MAX: Duration = Duration::from_secs(1);
+const START_MAX: Duration = Duration::from_millis(100);
 
 /// Longest wait for an answer of JetStream's at start.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
