@@ -13,7 +13,7 @@ use wasmtime::Engine;
 use wasmtime::component::Component;
 
 /// Stands at the end of a `.cwasm`, behind what wasmtime wrote and before two digests: the BLAKE3 of that together with
-/// the second, which takes a fifth of a SHA-256's time at every start, and the SHA-256 of the component.
+/// the second, which takes less of every start than a SHA-256, and the SHA-256 of the component.
 const TRAILER_MAGIC: &[u8; 16] = b"mailroom-cwasm-4";
 const HASH_BYTES: usize = 32;
 const TRAILER_BYTES: usize = TRAILER_MAGIC.len() + 2 * HASH_BYTES;
