@@ -231,7 +231,10 @@ fn fitting(wanted: u32, least: u32, room: Option<u64>) -> u32 {
 /// The settings of an engine with so many of all slots.
 fn config_with_pool(limits: &Limits, slots: u32) -> Config {
     let kept_bytes = match room::memory_limit() {
-        Some(limit) => (limit / KEPT_PART / 2 / u64::from(limits.slots)).min(KEEP_RESIDENT_BYTES as u64) as usize,
+        Some(limit) => {
+            let all = u64::from(limits.slots + SPARE_SLOTS);
+            (limit / KEPT_PART / 2 / all).min(KEEP_RESIDENT_BYTES as u64) as usize
+        }
         None => KEEP_RESIDENT_BYTES,
     };
     let mut pool = PoolingAllocationConfig::new();
