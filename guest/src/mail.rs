@@ -14,11 +14,17 @@ use mail_parser::decoders::quoted_printable::quoted_printable_decode;
 use mail_parser::parsers::MessageStream;
 use mail_parser::{ContentType, HeaderValue};
 use memchr::{memchr, memchr_iter, memmem};
+use wide::u8x32;
+
+use crate::words::first_bytes;
 
 /// At most this much of the text is read.
 pub const TEXT_MAX_BYTES: usize = 64 * 1024;
 /// At most this much of an HTML text is converted, style sheets and all.
 const HTML_MAX_BYTES: usize = 4 * TEXT_MAX_BYTES;
+/// The colon after a field's name is looked for in so many bytes, whatever the length of a line that is no field. No name
+/// that is asked for is longer than 25.
+const NAME_MAX_BYTES: usize = 32;
 /// A field longer than this is cut: long enough for a thread of hundreds, and a bound for decoding.
 const FIELD_MAX_BYTES: usize = 16 * 1024;
 /// The text is looked for this deep in multiparts and forwarded mails.
@@ -344,40 +350,42 @@ impl<'a> Fields<'a> {
     }
 
     fn note(&mut self, field: &'a [u8]) {
-        // No name asked for is longer than 25 bytes: do not search a long line that is no field.
-        let Some(colon) = field.iter().take(32).position(|&byte| byte == b':') else { return };
-        let name = field[..colon].trim_ascii_end();
-        let (place, makes_mail) = match (name.len(), name.first().map(u8::to_ascii_lowercase)) {
-            (2, Some(b't')) if name.eq_ignore_ascii_case(b"To") => (&mut self.to, true),
-            (2, Some(b'c')) if name.eq_ignore_ascii_case(b"Cc") => (&mut self.cc, true),
-            (4, Some(b'f')) if name.eq_ignore_ascii_case(b"From") => (&mut self.from, true),
-            (4, Some(b'd')) if name.eq_ignore_ascii_case(b"Date") => (&mut self.date, true),
-            (7, Some(b's')) if name.eq_ignore_ascii_case(b"Subject") => (&mut self.subject, true),
-            (7, Some(b'l')) if name.eq_ignore_ascii_case(b"List-Id") => (&mut self.list_id, false),
-            (8, Some(b'r')) if name.eq_ignore_ascii_case(b"Received") => {
+        let head = first_bytes::<NAME_MAX_BYTES>(field);
+        let colons = u8x32::new(head).simd_eq(u8x32::splat(b':')).to_bitmask();
+        let colon = colons.trailing_zeros() as usize;
+        let lower = head.map(|byte| byte.to_ascii_lowercase());
+        let Some(name) = lower.get(..colon).filter(|_| colons != 0).map(<[u8]>::trim_ascii_end) else { return };
+        let (place, makes_mail) = match (name.len(), name.first()) {
+            (2, Some(b't')) if name == b"to" => (&mut self.to, true),
+            (2, Some(b'c')) if name == b"cc" => (&mut self.cc, true),
+            (4, Some(b'f')) if name == b"from" => (&mut self.from, true),
+            (4, Some(b'd')) if name == b"date" => (&mut self.date, true),
+            (7, Some(b's')) if name == b"subject" => (&mut self.subject, true),
+            (7, Some(b'l')) if name == b"list-id" => (&mut self.list_id, false),
+            (8, Some(b'r')) if name == b"received" => {
                 self.is_mail = true;
                 return;
             }
-            (12, Some(b'm')) if name.eq_ignore_ascii_case(b"MIME-Version") => {
+            (12, Some(b'm')) if name == b"mime-version" => {
                 self.is_mail = true;
                 return;
             }
-            (8, Some(b'p')) if name.eq_ignore_ascii_case(b"Priority") => (&mut self.priority, false),
-            (9, Some(b'l')) if name.eq_ignore_ascii_case(b"List-Post") => (&mut self.list_post, false),
-            (10, Some(b'm')) if name.eq_ignore_ascii_case(b"Message-ID") => (&mut self.message_id, true),
-            (10, Some(b'r')) if name.eq_ignore_ascii_case(b"References") => (&mut self.references, true),
-            (10, Some(b'i')) if name.eq_ignore_ascii_case(b"Importance") => (&mut self.importance, false),
-            (10, Some(b'x')) if name.eq_ignore_ascii_case(b"X-Priority") => (&mut self.x_priority, false),
-            (10, Some(b'p')) if name.eq_ignore_ascii_case(b"Precedence") => (&mut self.precedence, false),
-            (11, Some(b'i')) if name.eq_ignore_ascii_case(b"In-Reply-To") => (&mut self.in_reply_to, true),
-            (11, Some(b'x')) if name.eq_ignore_ascii_case(b"X-Spam-Flag") => (&mut self.spam_flag, false),
-            (12, Some(b'd')) if name.eq_ignore_ascii_case(b"Delivered-To") => (&mut self.delivered_to, false),
-            (13, Some(b'x')) if name.eq_ignore_ascii_case(b"X-Original-To") => (&mut self.delivered_to, false),
-            (12, Some(b'c')) if name.eq_ignore_ascii_case(b"Content-Type") => (&mut self.content_type, false),
-            (14, Some(b'a')) if name.eq_ignore_ascii_case(b"Auto-Submitted") => (&mut self.auto_submitted, false),
-            (16, Some(b'l')) if name.eq_ignore_ascii_case(b"List-Unsubscribe") => (&mut self.list_unsubscribe, false),
-            (19, Some(b'c')) if name.eq_ignore_ascii_case(b"Content-Disposition") => (&mut self.disposition, false),
-            (25, Some(b'c')) if name.eq_ignore_ascii_case(b"Content-Transfer-Encoding") => (&mut self.encoding, false),
+            (8, Some(b'p')) if name == b"priority" => (&mut self.priority, false),
+            (9, Some(b'l')) if name == b"list-post" => (&mut self.list_post, false),
+            (10, Some(b'm')) if name == b"message-id" => (&mut self.message_id, true),
+            (10, Some(b'r')) if name == b"references" => (&mut self.references, true),
+            (10, Some(b'i')) if name == b"importance" => (&mut self.importance, false),
+            (10, Some(b'x')) if name == b"x-priority" => (&mut self.x_priority, false),
+            (10, Some(b'p')) if name == b"precedence" => (&mut self.precedence, false),
+            (11, Some(b'i')) if name == b"in-reply-to" => (&mut self.in_reply_to, true),
+            (11, Some(b'x')) if name == b"x-spam-flag" => (&mut self.spam_flag, false),
+            (12, Some(b'd')) if name == b"delivered-to" => (&mut self.delivered_to, false),
+            (13, Some(b'x')) if name == b"x-original-to" => (&mut self.delivered_to, false),
+            (12, Some(b'c')) if name == b"content-type" => (&mut self.content_type, false),
+            (14, Some(b'a')) if name == b"auto-submitted" => (&mut self.auto_submitted, false),
+            (16, Some(b'l')) if name == b"list-unsubscribe" => (&mut self.list_unsubscribe, false),
+            (19, Some(b'c')) if name == b"content-disposition" => (&mut self.disposition, false),
+            (25, Some(b'c')) if name == b"content-transfer-encoding" => (&mut self.encoding, false),
             _ => return,
         };
         self.is_mail |= makes_mail;
@@ -404,7 +412,7 @@ fn split_field(rest: &[u8]) -> Option<(&[u8], &[u8])> {
 
 /// Decodes encoded words (`=?utf-8?Q?…?=`) and unfolds; a field without either is left where it is.
 fn decode_words(value: &[u8]) -> Cow<'_, [u8]> {
-    if memmem::find(value, b"=?").is_none() {
+    if !memchr_iter(b'=', value).any(|at| value.get(at + 1) == Some(&b'?')) {
         // A line end in a folded subject separates words as well as a space does.
         return Cow::Borrowed(value);
     }
@@ -452,6 +460,10 @@ impl Finder {
         self.parts += 1;
         if depth > DEPTH_MAX || self.parts > PARTS_MAX || is_attachment(fields.disposition) {
             return None;
+        }
+        if let Some(charset) = plain_charset(fields.content_type) {
+            self.found_html = false;
+            return Some(plain_text(fields, charset, body));
         }
         let content_type = parse_content_type(fields.content_type);
         let Some(content_type) = &content_type else { return Some(plain_text(fields, None, body)) };
@@ -548,6 +560,18 @@ impl<'a> Iterator for Parts<'a, '_> {
     }
 }
 
+/// The charset, if any, of a plain text whose type is written as most programs write it, `text/plain; charset=utf-8`; none
+/// if it takes a parser to say.
+fn plain_charset(value: &[u8]) -> Option<Option<&str>> {
+    let charset = match value.split_at_checked(b"text/plain".len())? {
+        (b"text/plain", b"") => return Some(None),
+        (b"text/plain", parameter) => parameter.strip_prefix(b"; charset=")?,
+        _ => return None,
+    };
+    let is_plain = charset.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'-');
+    is_plain.then(|| str::from_utf8(charset).ok())
+}
+
 fn parse_content_type(value: &[u8]) -> Option<ContentType<'static>> {
     if value.is_empty() {
         return None;
@@ -619,6 +643,41 @@ fn cut(text: Cow<'_, [u8]>, max_bytes: usize) -> Cow<'_, [u8]> {
         Cow::Owned(mut text) => {
             text.truncate(max_bytes);
             Cow::Owned(text)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is understood at a glance is what the parser makes of it, and most programs' way to write it is.
+    #[test]
+    fn a_charset_at_a_glance_is_that_of_the_parser() {
+        let values = [
+            ("text/plain", true),
+            ("text/plain; charset=utf-8", true),
+            ("text/plain; charset=ISO-8859-15", true),
+            ("text/plain; charset=", true),
+            ("text/plain; charset=us_ascii", false),
+            ("text/plain; charset=\"utf-8\"", false),
+            ("text/plain; charset=utf-8; format=flowed", false),
+            ("text/plain; charset=utf-8 ", false),
+            ("text/plain;\r\n charset=utf-8", false),
+            ("text/plain2", false),
+            ("Text/Plain", false),
+            ("text/html; charset=utf-8", false),
+            ("text", false),
+            ("", false),
+        ];
+        for (value, at_a_glance) in values {
+            let charset = plain_charset(value.as_bytes());
+            assert_eq!(charset.is_some(), at_a_glance, "{value}");
+            if let Some(charset) = charset {
+                let parsed = parse_content_type(value.as_bytes()).expect(value);
+                assert_eq!((parsed.ctype(), parsed.subtype()), ("text", Some("plain")), "{value}");
+                assert_eq!(charset.unwrap_or_default(), parsed.attribute("charset").unwrap_or_default(), "{value}");
+            }
         }
     }
 }

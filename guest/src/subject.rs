@@ -58,7 +58,7 @@ impl Subject {
                 all.push(b' ');
             }
             for &byte in word {
-                let byte = lower(all.last(), byte);
+                let byte = lower(all.last().copied().unwrap_or_default(), byte);
                 all.push(byte);
             }
         }

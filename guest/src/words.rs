@@ -33,7 +33,7 @@ pub struct Entry {
     start: u32,
     head: u32,
     length: u16,
-    bucket: u16,
+    mark: u16,
     topic: Topic,
 }
 
@@ -51,12 +51,23 @@ impl Entry {
             at += 1;
         }
         let head = head(bytes);
-        let bucket = bucket(head, word_end - start) as u16;
-        Entry { start: start as u32, head, length: (end - start) as u16, bucket, topic }
+        let mark = mark(head, word_end - start) as u16;
+        Entry { start: start as u32, head, length: (end - start) as u16, mark, topic }
+    }
+
+    const fn bucket(&self) -> usize {
+        self.mark as usize / (MARKS / BUCKETS)
     }
 }
 
-/// How many buckets there are: so many that most are empty, and most words of a text find theirs empty.
+/// How many marks there are: so many that few are set, and nearly all words of a text that are not looked for are told by
+/// theirs. It is a power of two.
+const MARKS: usize = 4096;
+
+/// A bit for each mark.
+type Marks = [u64; MARKS / u64::BITS as usize];
+
+/// How many buckets there are, each for as many marks.
 const BUCKETS: usize = 1024;
 
 /// How many bytes of an entry's first word are compared before anything else.
@@ -68,9 +79,10 @@ const fn head(bytes: [u8; HEAD_BYTES]) -> u32 {
     u32::from_le_bytes(bytes) & !0x2020_2020
 }
 
-/// The bucket of the entries whose first word begins like this and has this length.
-const fn bucket(head: u32, length: usize) -> usize {
-    ((head & 31) as usize * 32 + (head >> 8 & 31) as usize + length * 131) % BUCKETS
+/// The mark of the entries whose first word begins like this and has this length: Fibonacci hashing (Knuth, The Art of
+/// Computer Programming, 6.4).
+const fn mark(head: u32, length: usize) -> usize {
+    ((head ^ length as u32).wrapping_mul(0x9e37_79b1) >> (u32::BITS - MARKS.ilog2())) as usize
 }
 
 /// All words of the rules, in buckets.
@@ -81,16 +93,19 @@ const fn bucket(head: u32, length: usize) -> usize {
 pub struct Lexicon {
     /// All phrases, see [`normal`], without anything between two of them.
     text: Cow<'static, [u8]>,
-    /// In the order of their buckets.
+    /// In the order of their marks.
     entries: Cow<'static, [Entry]>,
     /// Where the entries of a bucket begin; those of bucket `b` are `starts[b]..starts[b + 1]`.
     starts: [u16; BUCKETS + 1],
+    /// A bit for each mark that an entry has.
+    marks: Marks,
 }
 
 impl Lexicon {
     /// The lexicon of entries that [`sort`] has put in order and that point into `text`.
     pub const fn of_sorted(text: &'static [u8], entries: &'static [Entry]) -> Lexicon {
-        Lexicon { text: Cow::Borrowed(text), entries: Cow::Borrowed(entries), starts: starts(entries) }
+        let (starts, marks) = (starts(entries), marks(entries));
+        Lexicon { text: Cow::Borrowed(text), entries: Cow::Borrowed(entries), starts, marks }
     }
 
     /// The lexicon of phrases in any order, as [`normal`] makes them, none empty and at most 65,535 altogether.
@@ -102,9 +117,9 @@ impl Lexicon {
             text.extend_from_slice(phrase.as_bytes());
             entries.push(Entry::new(&text, start, text.len(), topic));
         }
-        entries.sort_by_key(|entry| entry.bucket);
-        let starts = starts(&entries);
-        Lexicon { text: Cow::Owned(text), entries: Cow::Owned(entries), starts }
+        entries.sort_by_key(|entry| entry.mark);
+        let (starts, marks) = (starts(&entries), marks(&entries));
+        Lexicon { text: Cow::Owned(text), entries: Cow::Owned(entries), starts, marks }
     }
 
     /// The phrases with what they speak for, in the order of the lexicon.
@@ -119,39 +134,40 @@ impl Lexicon {
     /// Calls `found` with the index of every entry that occurs in `text`, as often as it occurs.
     pub fn search(&self, text: &[u8], mut found: impl FnMut(usize)) {
         // Where the word begins in whose middle a stretch begins.
-        let mut start = None;
+        let mut open = None;
         let mut before = 0;
         for (at, stretch) in (0..).step_by(STRETCH_BYTES).zip(text.chunks(STRETCH_BYTES)) {
             let words = words_in(stretch);
             // A bit where a word begins, and one where it has ended.
-            let mut edges = words ^ (words << 1 | before);
+            let edges = words ^ (words << 1 | before);
+            let (mut starts, mut ends) = (edges & words, edges & !words);
             before = words >> (STRETCH_BYTES - 1);
-            while edges != 0 {
-                let edge = at + edges.trailing_zeros() as usize;
-                edges &= edges - 1;
-                start = match start {
-                    None => Some(edge),
-                    Some(start) => {
-                        self.look_up(&text[start..], edge - start, &mut found);
-                        None
-                    }
-                }
+            while ends != 0 {
+                let start = open.take().unwrap_or_else(|| at + take_first(&mut starts));
+                self.look_up(&text[start..], at + take_first(&mut ends) - start, &mut found);
+            }
+            if starts != 0 {
+                open = Some(at + take_first(&mut starts));
             }
         }
-        if let Some(start) = start {
+        if let Some(start) = open {
             self.look_up(&text[start..], text.len() - start, &mut found);
         }
     }
 
     /// Looks for the entries that `text` begins with, whose first word has this length.
+    #[inline]
     fn look_up(&self, text: &[u8], length: usize, found: &mut impl FnMut(usize)) {
-        let bytes = text.first_chunk().copied().unwrap_or_else(|| {
-            let mut bytes = [0; HEAD_BYTES];
-            bytes[..text.len()].copy_from_slice(text);
-            bytes
-        });
-        let head = head(bytes) & u32::MAX >> (8 * HEAD_BYTES.saturating_sub(length));
-        let bucket = bucket(head, length);
+        let head = head(first_bytes(text)) & u32::MAX >> (8 * HEAD_BYTES.saturating_sub(length));
+        let mark = mark(head, length);
+        if is_set(&self.marks, mark) {
+            self.compare(text, head, mark / (MARKS / BUCKETS), found);
+        }
+    }
+
+    /// Looks for the entries of the bucket that `text` begins with.
+    #[inline(never)]
+    fn compare(&self, text: &[u8], head: u32, bucket: usize, found: &mut impl FnMut(usize)) {
         for index in usize::from(self.starts[bucket])..usize::from(self.starts[bucket + 1]) {
             let entry = &self.entries[index];
             if entry.head == head && starts_with_phrase(text, self.phrase(entry)) {
@@ -161,18 +177,35 @@ impl Lexicon {
     }
 }
 
+/// The place of the lowest bit that is set, and clears it.
+fn take_first(bits: &mut u64) -> usize {
+    let first = bits.trailing_zeros();
+    *bits &= bits.wrapping_sub(1);
+    first as usize
+}
+
+/// Whether a mark is set.
+fn is_set(marks: &Marks, mark: usize) -> bool {
+    marks[mark / u64::BITS as usize] >> (mark % u64::BITS as usize) & 1 == 1
+}
+
+/// The first bytes, 0 for those that there are not.
+#[inline]
+pub(crate) fn first_bytes<const COUNT: usize>(bytes: &[u8]) -> [u8; COUNT] {
+    bytes.first_chunk().copied().unwrap_or_else(|| {
+        let mut first = [0; COUNT];
+        first[..bytes.len()].copy_from_slice(bytes);
+        first
+    })
+}
+
 /// How many bytes are looked at together for the bounds of words.
 const STRETCH_BYTES: usize = 64;
 
 /// Which of at most [`STRETCH_BYTES`] bytes belong to words, the first in the lowest bit. As [`is_word`] says it, for all at
 /// a time: byte by byte, that is a third of a triage.
 fn words_in(stretch: &[u8]) -> u64 {
-    let bytes = stretch.first_chunk::<STRETCH_BYTES>().copied().unwrap_or_else(|| {
-        let mut bytes = [0; STRETCH_BYTES];
-        bytes[..stretch.len()].copy_from_slice(stretch);
-        bytes
-    });
-    let bytes = i8x64::new(bytes.map(u8::cast_signed));
+    let bytes = i8x64::new(first_bytes::<STRETCH_BYTES>(stretch).map(u8::cast_signed));
     let within = |bytes: i8x64, first: u8, last: u8| {
         bytes.simd_gt(i8x64::splat(first.cast_signed() - 1)) & bytes.simd_lt(i8x64::splat(last.cast_signed() + 1))
     };
@@ -181,13 +214,13 @@ fn words_in(stretch: &[u8]) -> u64 {
     (letters | within(bytes, b'0', b'9') | bytes).to_bitmask()
 }
 
-/// Puts entries in the order of their buckets, the earlier of two in the same bucket first.
+/// Puts entries in the order of their marks, the earlier of two with the same mark first.
 pub const fn sort<const N: usize>(mut entries: [Entry; N]) -> [Entry; N] {
     let mut sorted = 1;
     while sorted < N {
         let entry = entries[sorted];
         let mut place = sorted;
-        while place > 0 && entries[place - 1].bucket > entry.bucket {
+        while place > 0 && entries[place - 1].mark > entry.mark {
             entries[place] = entries[place - 1];
             place -= 1;
         }
@@ -205,7 +238,7 @@ const fn starts(entries: &[Entry]) -> [u16; BUCKETS + 1] {
     let mut bucket = 0;
     while bucket < BUCKETS {
         starts[bucket] = index as u16;
-        while index < entries.len() && entries[index].bucket as usize == bucket {
+        while index < entries.len() && entries[index].bucket() == bucket {
             index += 1;
         }
         bucket += 1;
@@ -213,6 +246,18 @@ const fn starts(entries: &[Entry]) -> [u16; BUCKETS + 1] {
     assert!(index == entries.len(), "not sorted");
     starts[BUCKETS] = index as u16;
     starts
+}
+
+/// The marks that these entries have.
+const fn marks(entries: &[Entry]) -> Marks {
+    let mut marks = [0; MARKS / u64::BITS as usize];
+    let mut index = 0;
+    while index < entries.len() {
+        let mark = entries[index].mark as usize;
+        marks[mark / u64::BITS as usize] |= 1 << (mark % u64::BITS as usize);
+        index += 1;
+    }
+    marks
 }
 
 /// Whether a byte belongs to a word.
@@ -231,28 +276,29 @@ pub const fn is_word(byte: u8) -> bool {
 
 /// Whether `text`, which begins with a word, begins with the words of `phrase`.
 fn starts_with_phrase(text: &[u8], phrase: &[u8]) -> bool {
-    let mut at = 0;
+    let (mut rest, mut before) = (text, 0);
     for &wanted in phrase {
         if wanted == b' ' {
-            let gap = text[at..].iter().take(GAP_MAX_BYTES + 1).take_while(|&&byte| !is_word(byte)).count();
+            let gap = rest.iter().take(GAP_MAX_BYTES + 1).take_while(|&&byte| !is_word(byte)).count();
             if gap == 0 || gap > GAP_MAX_BYTES {
                 return false;
             }
-            at += gap;
+            (rest, before) = (&rest[gap..], 0);
         } else {
-            match text.get(at) {
-                Some(&byte) if lower(text[..at].last(), byte) == wanted => at += 1,
-                _ => return false,
+            let [byte, tail @ ..] = rest else { return false };
+            if lower(before, *byte) != wanted {
+                return false;
             }
+            (rest, before) = (tail, *byte);
         }
     }
-    text.get(at).is_none_or(|&byte| !is_word(byte))
+    rest.first().is_none_or(|&byte| !is_word(byte))
 }
 
 /// The byte in lower case, given the one before it: that of ASCII, or the second one of a Latin-1 letter in UTF-8.
-pub(crate) const fn lower(before: Option<&u8>, byte: u8) -> u8 {
+pub(crate) const fn lower(before: u8, byte: u8) -> u8 {
     match (before, byte) {
-        (Some(0xc3), 0x80..=0x9e) => byte | 0x20,
+        (0xc3, 0x80..=0x9e) => byte | 0x20,
         _ => byte.to_ascii_lowercase(),
     }
 }
