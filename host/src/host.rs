@@ -119,21 +119,22 @@ impl Consumer {
     /// # Errors
     /// One of them is missing, named with the command that makes it, or the server does not answer.
     pub async fn look_up(jetstream: &async_nats::jetstream::Context, names: &Names) -> Result<Self> {
-        let stream = jetstream
-            .get_stream(&names.stream)
-            .await
-            .with_context(|| format!("find stream {}; `host provision` makes it", names.stream))?;
-        let info = stream.consumer_info(&names.consumer).await.with_context(|| {
-            format!("find consumer {} of stream {}; `host provision` makes it", names.consumer, names.stream)
-        })?;
-        let verdicts = jetstream
-            .get_stream(&names.verdict_stream)
-            .await
+        let consumer = async {
+            let stream = jetstream
+                .get_stream(&names.stream)
+                .await
+                .with_context(|| format!("find stream {}; `host provision` makes it", names.stream))?;
+            let info = stream.consumer_info(&names.consumer).await.with_context(|| {
+                format!("find consumer {} of stream {}; `host provision` makes it", names.consumer, names.stream)
+            })?;
+            anyhow::Ok((stream, info))
+        };
+        let (verdicts, dead) = (jetstream.get_stream(&names.verdict_stream), jetstream.get_stream(&names.dead_stream));
+        let (consumer, verdicts, dead) = tokio::join!(consumer, verdicts, dead);
+        let (stream, info) = consumer?;
+        let verdicts = verdicts
             .with_context(|| format!("find verdict stream {}; `host provision` makes it", names.verdict_stream))?;
-        jetstream
-            .get_stream(&names.dead_stream)
-            .await
-            .with_context(|| format!("find dead-letter stream {}; `host provision` makes it", names.dead_stream))?;
+        dead.with_context(|| format!("find dead-letter stream {}; `host provision` makes it", names.dead_stream))?;
         let created = stream.cached_info().created;
         let parking = Parking::look_up(jetstream, names, &stream.cached_info().config);
         let (now, parking) = tokio::join!(stream.get_info(), parking);
