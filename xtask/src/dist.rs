@@ -3,7 +3,7 @@
 
 use crate::node::{POD_HOST, Profile, SHIM, Static};
 use crate::step::{self, Result, Workspace};
-use crate::{guests, tools};
+use crate::{counted, tools};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -26,22 +26,24 @@ const TOOLS: [(&str, &str); 5] =
 ///
 /// Of the same executables the archives are the same, byte by byte: what is in them is sorted, belongs to root and is
 /// as old as the commit, or as `SOURCE_DATE_EPOCH` says.
-pub fn dist(workspace: &Workspace) -> Result<()> {
+pub fn dist(workspace: &Workspace, nats_server: Option<PathBuf>) -> Result<()> {
     tools::ensure(&TOOLS, "to pack a release")?;
-    guests::ensure_targets(workspace)?;
+    let nats_server = tools::nats_server(workspace, nats_server)?;
+    crate::build(workspace)?;
     let folder = workspace.target.join("dist");
     tools::remove(&folder)?;
     let host = Archive::new(&folder, "mailroom")?;
     let shim = Archive::new(&folder, "mailroom-shim")?;
     let executables: Vec<_> = SHIM.iter().map(|executable| (executable, &shim)).chain([(&HOST, &host)]).collect();
     for (executable, archive) in &executables {
-        // Those that run messages are worth the minutes that it takes to optimize them across crates.
-        let profile =
-            if [HOST.name, POD_HOST.name].contains(&executable.name) { Profile::Optimized } else { Profile::Plain };
-        executable.build(workspace, &format!("dist/{}", archive.name), profile)?;
+        let folder = format!("dist/{}", archive.name);
+        // Those that run messages are worth the time that it takes to optimize them.
+        if [HOST.name, POD_HOST.name].contains(&executable.name) {
+            counted::build(workspace, &nats_server, &[executable], &folder)?;
+        } else {
+            executable.build(workspace, &folder, Profile::Plain)?;
+        }
     }
-    // By the host that was just built.
-    guests::build(workspace)?;
     copy(workspace, &workspace.target.join("components/triage.wasm"), &host.contents)?;
     let completions = host.contents.join("completions");
     tools::make_folder(&completions)?;

@@ -28,6 +28,9 @@ mod bindings {
 /// Instances that may live at a time in one pool. A thread uses one; hosts have 64 a core.
 const SLOTS: u32 = 64;
 
+/// Messages between two looks at the time, which takes a fifth of a microsecond.
+const BATCH: u32 = 100;
+
 /// The bounds of the host's defaults.
 const LIMITS: Limits = Limits {
     slots: SLOTS,
@@ -61,31 +64,38 @@ impl Contestant {
     }
 
     /// CPU time of the calling thread, user and system, for one message each on `threads` threads that work at the
-    /// same time, in µs: the mean over `count` messages and all threads.
+    /// same time, in µs: the mean of what is done in about `time` of each, after a tenth of it to warm up.
     ///
     /// # Errors
     /// As [`Contestant::prepare`].
-    pub fn cpu_us(&self, threads: usize, message: &Arc<Message>, count: u32) -> Result<f64> {
+    pub fn cpu_us(&self, threads: usize, message: &Arc<Message>, time: Duration) -> Result<f64> {
         let barrier = Barrier::new(threads);
-        let spent = thread::scope(|scope| {
+        let means = thread::scope(|scope| {
             let work = || {
                 let prepared = self.prepare();
                 barrier.wait();
                 let mut work = prepared?;
-                for _ in 0..count / 10 {
-                    work(message);
-                }
+                let mut mean_us = |time| {
+                    let (before, mut count) = (cpu_time(), 0);
+                    loop {
+                        for _ in 0..BATCH {
+                            work(message);
+                        }
+                        count += BATCH;
+                        let spent = cpu_time() - before;
+                        if spent >= time {
+                            return spent.as_secs_f64() * 1e6 / f64::from(count);
+                        }
+                    }
+                };
+                mean_us(time / 10);
                 barrier.wait();
-                let before = cpu_time();
-                for _ in 0..count {
-                    work(message);
-                }
-                anyhow::Ok(cpu_time() - before)
+                anyhow::Ok(mean_us(time))
             };
             let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-            threads.into_iter().map(|thread| thread.join().expect("it does not panic")).sum::<Result<Duration>>()
+            threads.into_iter().map(|thread| thread.join().expect("it does not panic")).sum::<Result<f64>>()
         })?;
-        Ok(spent.as_secs_f64() * 1e6 / f64::from(count) / threads as f64)
+        Ok(means / threads as f64)
     }
 }
 
@@ -104,17 +114,15 @@ pub fn contestants() -> Result<Vec<Contestant>> {
     let engine = ours[0].engine().clone();
     let default_pool = [Pool::of(engine_with(InstanceAllocationStrategy::Pooling(default_pool()))?)?];
     let on_demand = [Pool::of(engine_with(InstanceAllocationStrategy::OnDemand)?)?];
-    let empty = |key, name, guests: Guests| Contestant {
-        key,
-        name,
-        takes_message: false,
-        prepare: Box::new(move || {
+    // Loaded for itself, so that it gets slots of its own: in those of others there would be their pages to wipe.
+    let empty = |key, name, pools: &[Pool]| {
+        let guests = Guests::load(pools, &lean)?;
+        let prepare = move || -> Result<Work> {
             let guest = guests.next();
             Ok(Box::new(move |_| block_on(guest.try_out()).expect("an instance")))
-        }),
+        };
+        anyhow::Ok(Contestant { key, name, takes_message: false, prepare: Box::new(prepare) })
     };
-    let (our_guests, default_guests, on_demand_guests) =
-        (Guests::load(&ours, &lean)?, Guests::load(&default_pool, &lean)?, Guests::load(&on_demand, &lean)?);
     let reused = Arc::new(Bare::new(&engine, &ordinary)?);
     let bare = Arc::new(Bare::new(&engine, &lean)?);
     Ok(vec![
@@ -127,7 +135,7 @@ pub fn contestants() -> Result<Vec<Contestant>> {
                 Ok(Box::new(move |message| drop(black_box(guest::triage(&message.data, &rules)))))
             }),
         },
-        fresh("fresh", "fresh instance: the host", our_guests.clone()),
+        fresh("fresh", "fresh instance: the host", Guests::load(&ours, &lean)?),
         Contestant {
             key: "reused",
             name: "the same instance for all",
@@ -135,10 +143,10 @@ pub fn contestants() -> Result<Vec<Contestant>> {
             prepare: Box::new(move || reused.reuse()),
         },
         fresh("fresh-ordinary", "fresh, ordinary guest", Guests::load(&ours, &ordinary)?),
-        fresh("default-pool", "fresh, default pool", default_guests.clone()),
-        fresh("on-demand", "fresh, on demand", on_demand_guests.clone()),
+        fresh("default-pool", "fresh, default pool", Guests::load(&default_pool, &lean)?),
+        fresh("on-demand", "fresh, on demand", Guests::load(&on_demand, &lean)?),
         fresh("default-pool-ordinary", "fresh, default pool, ordinary guest", Guests::load(&default_pool, &ordinary)?),
-        empty("instance", "instance alone: the host", our_guests),
+        empty("instance", "instance alone: the host", &ours)?,
         Contestant {
             key: "instance-bare",
             name: "instance alone, nothing but wasmtime",
@@ -148,8 +156,8 @@ pub fn contestants() -> Result<Vec<Contestant>> {
                 Ok(Box::new(move |_| drop(bare.instance().expect("an instance"))))
             }),
         },
-        empty("instance-default-pool", "instance alone, default pool", default_guests),
-        empty("instance-on-demand", "instance alone, on demand", on_demand_guests),
+        empty("instance-default-pool", "instance alone, default pool", &default_pool)?,
+        empty("instance-on-demand", "instance alone, on demand", &on_demand)?,
     ])
 }
 

@@ -5,10 +5,11 @@ use crate::site::{Site, mail};
 use anyhow::Result;
 use bench::contestants::{Contestant, contestants, learned, message};
 use serde_json::{Value, json};
+use std::time::Duration;
 use tests::report::{median, table, turns};
 
-/// Messages a thread and measurement, after a tenth of it to warm up.
-const COUNT: u32 = 2_000;
+/// Processor time of a thread and measurement.
+const TIME: Duration = Duration::from_millis(40);
 
 /// Rounds, for one round of what takes seconds.
 const ROUNDS: usize = 5;
@@ -34,7 +35,7 @@ fn measure(rounds: usize) -> Result<Report> {
         let numbers: Vec<usize> = (0..all.len()).collect();
         for round in 0..rounds {
             for &number in turns(&numbers, round) {
-                runs[number].push(all[number].cpu_us(threads, &message, COUNT)?);
+                runs[number].push(all[number].cpu_us(threads, &message, TIME)?);
             }
         }
         eprintln!("    instances, {size}, threads: {threads}");

@@ -9,9 +9,11 @@
 //! | [`memory`] | idle, under load, with a thousand instances alive |
 //! | [`scaling`] | more hosts on one consumer, longer backlogs |
 //!
-//! [`site`] is what they stand on, [`targets`] what the figures should be, [`plot`] their picture.
+//! [`site`] is what they stand on, [`targets`] what the figures should be, [`plot`] their picture. [`count`] is no
+//! measurement: it is what executables do while they are counted.
 
 mod cold;
+mod count;
 mod instances;
 mod latency;
 mod memory;
@@ -49,12 +51,16 @@ struct Options {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let ended = match Options::parse(std::env::args().skip(1)) {
-        Ok(options) => tokio::select! {
-            ended = run(options) => ended,
-            () = asked_to_stop() => Err(anyhow!("interrupted")),
-        },
-        Err(err) => Err(err.context("`cargo xtask help` says how it is run")),
+    let mut args = std::env::args().skip(1).peekable();
+    let work = async {
+        match args.next_if_eq("count") {
+            Some(_) => count::run(args).await,
+            None => run(Options::parse(args).context("`cargo xtask help` says how it is run")?).await,
+        }
+    };
+    let ended = tokio::select! {
+        ended = work => ended,
+        () = asked_to_stop() => Err(anyhow!("interrupted")),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,

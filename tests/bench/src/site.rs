@@ -60,6 +60,8 @@ pub enum Program {
     Native,
     /// The same as it is built for every day.
     EverydayNative,
+    /// An executable that counts what it does: `host run` on machine code of this component, or a native handler.
+    Counted { executable: &'static str, component: Option<&'static str> },
     /// The program `usual-host`.
     Usual,
 }
@@ -203,6 +205,10 @@ impl Site {
             Program::EverydayHost(component) => Host::on(url).component(self.cwasm(component)),
             Program::Native => Host::native(url).executable(shipped("native-handler")?),
             Program::EverydayNative => Host::native(url),
+            Program::Counted { executable, component: Some(component) } => {
+                Host::on(url).executable(executable).component(self.cwasm(component))
+            }
+            Program::Counted { executable, component: None } => Host::native(url).executable(executable),
             Program::Usual => bail!("{}: no host", variant.name),
         };
         let builder = builder.args(["--consumer", consumer]).args(variant.args);
