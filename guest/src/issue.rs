@@ -413,8 +413,10 @@ impl Traces {
     }
 }
 
-/// The id of the issue that the mail with this id opens. Nothing else of a mail that has been decided about alone is
-/// formatted, and without the standard library's formatting a fresh instance saves three hundredths of its time.
+/// The id of the issue that the mail with this id opens.
+///
+/// Without `format!`: nothing else needs it for a mail without memory, and an instance that does not touch it takes 3 %
+/// less time.
 fn name(id: u64) -> String {
     let digits = (0..u64::BITS / 4).rev().filter_map(|place| char::from_digit((id >> (4 * place)) as u32 & 0xf, 16));
     let mut name = String::with_capacity(18);

@@ -149,7 +149,7 @@ impl Reasons {
             self.list.reserve_exact(REASONS_MAX);
         }
         let mut sentence = pieces.concat();
-        // All of them, which goes faster than to stop at the first.
+        // Looks at all of them: faster than to stop at the first.
         if sentence.bytes().fold(false, |found, byte| found | !(0x20..0x7f).contains(&byte)) {
             sentence.retain(|c| !c.is_control());
         }

@@ -16,8 +16,6 @@ use mail_parser::{ContentType, HeaderValue};
 use memchr::{memchr, memchr_iter, memmem};
 use wide::u8x32;
 
-use crate::words::first_bytes;
-
 /// At most this much of the text is read.
 pub const TEXT_MAX_BYTES: usize = 64 * 1024;
 /// At most this much of an HTML text is converted, style sheets and all.
@@ -352,9 +350,12 @@ impl<'a> Fields<'a> {
     fn note(&mut self, field: &'a [u8]) {
         let head = first_bytes::<NAME_MAX_BYTES>(field);
         let colons = u8x32::new(head).simd_eq(u8x32::splat(b':')).to_bitmask();
+        if colons == 0 {
+            return;
+        }
         let colon = colons.trailing_zeros() as usize;
         let lower = head.map(|byte| byte.to_ascii_lowercase());
-        let Some(name) = lower.get(..colon).filter(|_| colons != 0).map(<[u8]>::trim_ascii_end) else { return };
+        let name = lower[..colon].trim_ascii_end();
         let (place, makes_mail) = match (name.len(), name.first()) {
             (2, Some(b't')) if name == b"to" => (&mut self.to, true),
             (2, Some(b'c')) if name == b"cc" => (&mut self.cc, true),
@@ -410,8 +411,19 @@ fn split_field(rest: &[u8]) -> Option<(&[u8], &[u8])> {
     }
 }
 
+/// The first bytes, 0 for those that there are not.
+#[inline]
+pub(crate) fn first_bytes<const COUNT: usize>(bytes: &[u8]) -> [u8; COUNT] {
+    bytes.first_chunk().copied().unwrap_or_else(|| {
+        let mut first = [0; COUNT];
+        first[..bytes.len()].copy_from_slice(bytes);
+        first
+    })
+}
+
 /// Decodes encoded words (`=?utf-8?Q?…?=`) and unfolds; a field without either is left where it is.
 fn decode_words(value: &[u8]) -> Cow<'_, [u8]> {
+    // A search for both bytes takes longer to prepare than most fields to look through.
     if !memchr_iter(b'=', value).any(|at| value.get(at + 1) == Some(&b'?')) {
         // A line end in a folded subject separates words as well as a space does.
         return Cow::Borrowed(value);
@@ -560,16 +572,16 @@ impl<'a> Iterator for Parts<'a, '_> {
     }
 }
 
-/// The charset, if any, of a plain text whose type is written as most programs write it, `text/plain; charset=utf-8`; none
-/// if it takes a parser to say.
+/// The charset, if there is one, of a plain text whose type is written as most programs write it,
+/// `text/plain; charset=utf-8`. The outer none: it takes a parser to say.
 fn plain_charset(value: &[u8]) -> Option<Option<&str>> {
-    let charset = match value.split_at_checked(b"text/plain".len())? {
-        (b"text/plain", b"") => return Some(None),
-        (b"text/plain", parameter) => parameter.strip_prefix(b"; charset=")?,
-        _ => return None,
-    };
+    let parameter = value.strip_prefix(b"text/plain")?;
+    if parameter.is_empty() {
+        return Some(None);
+    }
+    let charset = parameter.strip_prefix(b"; charset=")?;
     let is_plain = charset.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'-');
-    is_plain.then(|| str::from_utf8(charset).ok())
+    if is_plain { Some(Some(str::from_utf8(charset).ok()?)) } else { None }
 }
 
 fn parse_content_type(value: &[u8]) -> Option<ContentType<'static>> {
@@ -650,6 +662,28 @@ fn cut(text: Cow<'_, [u8]>, max_bytes: usize) -> Cow<'_, [u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A name ends where its colon is, if that is among the first 32 bytes.
+    #[test]
+    fn names_end_at_their_colon() {
+        let padded = |blanks: usize| format!("Subject{}: x\n\n", " ".repeat(blanks));
+        for (header, expected) in [
+            ("Subject: x\n\n", "x"),
+            ("sUbJeCt \t:x\n\n", "x"),
+            ("Subject:x", "x"),
+            ("Subject:", ""),
+            (&padded(24), "x"),
+            (&padded(25), ""),
+            ("Subject\n\n", ""),
+            (": x\n\n", ""),
+            ("Subject\0: x\n\n", ""),
+            ("Subjects: x\n\n", ""),
+            ("X-A-Name-That-Is-Longer-Than-All-Others: Subject: x\nSubject: y\n\n", "y"),
+        ] {
+            let (fields, _) = Fields::split(header.as_bytes());
+            assert_eq!(str::from_utf8(fields.subject), Ok(expected), "{header:?}");
+        }
+    }
 
     /// What is understood at a glance is what the parser makes of it, and most programs' way to write it is.
     #[test]

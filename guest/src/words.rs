@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use crate::mail::Mail;
+use crate::mail::{Mail, first_bytes};
 use wide::i8x64;
 
 /// What may stand between two words of a phrase, in bytes: a space, a hyphen, a line end with indentation.
@@ -54,21 +54,18 @@ impl Entry {
         let mark = mark(head, word_end - start) as u16;
         Entry { start: start as u32, head, length: (end - start) as u16, mark, topic }
     }
-
-    const fn bucket(&self) -> usize {
-        self.mark as usize / (MARKS / BUCKETS)
-    }
 }
 
-/// How many marks there are: so many that few are set, and nearly all words of a text that are not looked for are told by
-/// theirs. It is a power of two.
+/// How many marks there are: so many that few are set, and nearly every word that begins no entry is ruled out by its own.
 const MARKS: usize = 4096;
 
 /// A bit for each mark.
 type Marks = [u64; MARKS / u64::BITS as usize];
 
-/// How many buckets there are, each for as many marks.
+/// How many buckets there are: each has the entries of [`MARKS`]` / BUCKETS` neighbouring marks.
 const BUCKETS: usize = 1024;
+
+const _: () = assert!(MARKS.is_power_of_two() && MARKS.is_multiple_of(BUCKETS));
 
 /// How many bytes of an entry's first word are compared before anything else.
 const HEAD_BYTES: usize = 4;
@@ -83,6 +80,11 @@ const fn head(bytes: [u8; HEAD_BYTES]) -> u32 {
 /// Computer Programming, 6.4).
 const fn mark(head: u32, length: usize) -> usize {
     ((head ^ length as u32).wrapping_mul(0x9e37_79b1) >> (u32::BITS - MARKS.ilog2())) as usize
+}
+
+/// The bucket of a mark.
+const fn bucket(mark: usize) -> usize {
+    mark / (MARKS / BUCKETS)
 }
 
 /// All words of the rules, in buckets.
@@ -156,12 +158,14 @@ impl Lexicon {
     }
 
     /// Looks for the entries that `text` begins with, whose first word has this length.
+    ///
+    /// Most words end here, so this is in the loop over them, and what follows is not.
     #[inline]
     fn look_up(&self, text: &[u8], length: usize, found: &mut impl FnMut(usize)) {
         let head = head(first_bytes(text)) & u32::MAX >> (8 * HEAD_BYTES.saturating_sub(length));
         let mark = mark(head, length);
         if is_set(&self.marks, mark) {
-            self.compare(text, head, mark / (MARKS / BUCKETS), found);
+            self.compare(text, head, bucket(mark), found);
         }
     }
 
@@ -187,16 +191,6 @@ fn take_first(bits: &mut u64) -> usize {
 /// Whether a mark is set.
 fn is_set(marks: &Marks, mark: usize) -> bool {
     marks[mark / u64::BITS as usize] >> (mark % u64::BITS as usize) & 1 == 1
-}
-
-/// The first bytes, 0 for those that there are not.
-#[inline]
-pub(crate) fn first_bytes<const COUNT: usize>(bytes: &[u8]) -> [u8; COUNT] {
-    bytes.first_chunk().copied().unwrap_or_else(|| {
-        let mut first = [0; COUNT];
-        first[..bytes.len()].copy_from_slice(bytes);
-        first
-    })
 }
 
 /// How many bytes are looked at together for the bounds of words.
@@ -238,7 +232,7 @@ const fn starts(entries: &[Entry]) -> [u16; BUCKETS + 1] {
     let mut bucket = 0;
     while bucket < BUCKETS {
         starts[bucket] = index as u16;
-        while index < entries.len() && entries[index].bucket() == bucket {
+        while index < entries.len() && self::bucket(entries[index].mark as usize) == bucket {
             index += 1;
         }
         bucket += 1;

@@ -7,7 +7,7 @@
 //! | [`guests`] | builds the components, with the flags that make them fast |
 //! | [`dependencies`] | checks licences, bans, sources and advisories of what is linked in |
 //! | [`dist`] | packs what is shipped |
-//! | [`counted`] | optimizes what is shipped for what it does most |
+//! | [`profiled`] | optimizes what is shipped for what it does most |
 //! | [`node`] | builds what a Kubernetes node needs, and makes this machine fit for the shim's tests |
 //! | [`cgroup2`] | runs the shim's tests on virtual machines with cgroup version 2 |
 //! | [`kubernetes`] | builds a Kubernetes, and runs tests under it |
@@ -15,7 +15,6 @@
 //! | [`tools`] | finds or fetches what is not built here: nats-server, wasmtime, a kernel |
 
 mod cgroup2;
-mod counted;
 mod dependencies;
 mod dist;
 mod fuzz;
@@ -24,6 +23,7 @@ mod initramfs;
 mod kubernetes;
 mod learned;
 mod node;
+mod profiled;
 mod step;
 mod tools;
 
@@ -98,8 +98,9 @@ Commands:
   quality --data DIR    Build, and measure how good the triage is on labelled mails: DIR has bugs.tar.xz, teams.tar.xz and
                         bulk.tar.xz, which docs/triage.md describes. Prints a table; the exit code is 1 only for errors
   dist                  Build static executables without symbols, try them, pack them: for those who run a host, and for
-                        the nodes of a Kubernetes cluster. The two hosts are optimized across crates, and by what they do
-                        with messages, which they are built with counters for first
+                        the nodes of a Kubernetes cluster. The hosts are optimized across crates, the one for pods by
+                        its profile as well: built with counters, run on mails, built again. On two cores that takes
+                        the better part of an hour
                           TARGET/dist/mailroom-VERSION-x86_64-linux.tar.gz
                           TARGET/dist/mailroom-shim-VERSION-x86_64-linux.tar.gz
                           TARGET/dist/SHA256SUMS
@@ -360,6 +361,7 @@ fn test(workspace: &Workspace, nats_server: Option<PathBuf>, filters: &[OsString
 
 fn bench_speed(workspace: &Workspace, nats_server: Option<PathBuf>, args: &[OsString]) -> Result<()> {
     let nats_server = tools::nats_server(workspace, nats_server)?;
+    profiled::ensure_tools(workspace)?;
     build(workspace)?;
     node::build_shipped(workspace, &nats_server)?;
     let model = learned::build(workspace)?;

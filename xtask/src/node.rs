@@ -2,7 +2,7 @@
 //! tests need.
 
 use crate::step::{self, Result, Workspace};
-use crate::{counted, tools};
+use crate::{profiled, tools};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
@@ -66,7 +66,7 @@ pub fn build(workspace: &Workspace) -> Result<()> {
 
 /// Builds the host and the native handler as they are shipped, to be measured, into `TARGET/shipped`.
 pub fn build_shipped(workspace: &Workspace, nats_server: &Path) -> Result<()> {
-    counted::build(workspace, nats_server, &[&POD_HOST, &NATIVE], "shipped")
+    [POD_HOST, NATIVE].iter().try_for_each(|executable| profiled::build(workspace, nats_server, executable, "shipped"))
 }
 
 /// Sees to it that this machine can be a node and build the tests of one.
@@ -156,26 +156,28 @@ pub enum Profile {
     Release,
     /// The same without symbols.
     Plain,
+    /// Optimized across crates, which takes minutes, and without symbols.
+    Optimized,
 }
 
 impl Static {
-    /// Nothing that has to be there where it runs. Packed, the relocations of the executable take a tenth of their room.
-    pub const FLAGS: [[&str; 2]; 2] =
-        [["-C", "target-feature=+crt-static"], ["-C", "link-arg=-Wl,-z,pack-relative-relocs"]];
+    /// Flags that link everything in. Packed, the relocations of an executable take a tenth of their room.
+    pub const FLAGS: [&str; 2] = ["-Ctarget-feature=+crt-static", "-Clink-arg=-Wl,-z,pack-relative-relocs"];
 
     /// Builds it into `folder` below the target directory. By itself: built together, the packages would share the
     /// features of their dependencies, and the pods' host would have a compiler in it.
     pub fn build(&self, workspace: &Workspace, folder: &str, profile: Profile) -> Result<()> {
         let Self { package, name } = self;
-        let strip_what = match profile {
-            Profile::Release => "--strip-debug",
-            Profile::Plain => "--strip-all",
+        let (profile, strip_what) = match profile {
+            Profile::Release => ("release", "--strip-debug"),
+            Profile::Plain => ("release", "--strip-all"),
+            Profile::Optimized => ("optimized", "--strip-all"),
         };
-        let mut cargo = workspace.cargo(&["rustc", "--release", "--package", package, "--bin", name, "--"]);
-        cargo.args(Self::FLAGS.as_flattened());
+        let mut cargo = workspace.cargo(&["rustc", "--profile", profile, "--package", package, "--bin", name, "--"]);
+        cargo.args(Self::FLAGS);
         step::run(&format!("build {name}"), cargo)?;
         let folder = workspace.target.join(folder);
         tools::make_folder(&folder)?;
-        strip(workspace, strip_what, &workspace.target.join("release").join(name), &folder.join(name))
+        strip(workspace, strip_what, &workspace.target.join(profile).join(name), &folder.join(name))
     }
 }

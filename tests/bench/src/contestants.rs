@@ -28,7 +28,7 @@ mod bindings {
 /// Instances that may live at a time in one pool. A thread uses one; hosts have 64 a core.
 const SLOTS: u32 = 64;
 
-/// Messages between two looks at the time, which takes a fifth of a microsecond.
+/// Messages between two looks at the clock; a look takes 0.2 µs.
 const BATCH: u32 = 100;
 
 /// The bounds of the host's defaults.

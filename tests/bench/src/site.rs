@@ -135,7 +135,11 @@ const TICKS_PER_SECOND: f64 = 100.0;
 impl Site {
     /// Starts the server and compiles the components.
     pub async fn new(amount: Amount) -> Result<Self> {
-        let mut bed = Bed::new().await?;
+        Self::on(Bed::new().await?, amount).await
+    }
+
+    /// The same on a server that runs.
+    pub async fn on(mut bed: Bed, amount: Amount) -> Result<Self> {
         bed.server.process().quiet();
         let folder = tempfile::Builder::new().prefix("mailroom-bench-").tempdir().context("make a temporary folder")?;
         let site = Self { bed, amount, folder, consumers: 0 };
