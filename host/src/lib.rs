@@ -31,6 +31,7 @@ mod scheduling;
 mod settle;
 mod sink;
 mod source;
+mod turns;
 
 mod identity;
 mod unreadable;

@@ -8,17 +8,12 @@ use crate::component::Loaded;
 use crate::handler::{Failure, Fault, Handler, PoolUse, Run, outcome};
 use crate::interface::{self, Message, Verdict};
 use crate::room;
-use crate::scheduling::{computed, soon_after_waking};
+use crate::turns::{self, Clock};
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use futures::FutureExt as _;
-use std::cell::Cell;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::path::PathBuf;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::task::Poll;
-use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{ComponentExportIndex, Func, InstancePre, Type, TypedFunc};
@@ -26,55 +21,6 @@ use wasmtime::{
     Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, Store, Trap, UpdateDeadline,
     WasmBacktrace,
 };
-
-/// How finely a deadline is kept, and how often a guest that computes looks whether its turn is over.
-const EPOCH_TICK: Duration = Duration::from_millis(1);
-
-/// How much a guest may compute after the first tick before it has to let others on, in its thread's CPU time: that
-/// others had the processor meanwhile is not the guest's doing.
-const TURN: Duration = Duration::from_micros(200);
-
-thread_local! {
-    /// The turn of the guest that this thread runs now.
-    static CURRENT: Cell<Turn> = const { Cell::new(Turn::Fresh) };
-}
-
-/// A guest's time on its thread, from one poll to the next.
-#[derive(Clone, Copy)]
-enum Turn {
-    /// No tick yet.
-    Fresh,
-    /// At the first tick, when the thread had computed for this long in its life.
-    Ticked(Duration),
-    /// Others' turn.
-    Over,
-}
-
-impl Turn {
-    fn begin() {
-        CURRENT.set(Self::Fresh);
-    }
-
-    /// Told at every tick. Whether the turn is over.
-    fn tick() -> bool {
-        let now = computed();
-        let turn = match CURRENT.get() {
-            Self::Fresh => Self::Ticked(now),
-            Self::Ticked(first) if now.saturating_sub(first) < TURN => Self::Ticked(first),
-            Self::Ticked(_) | Self::Over => Self::Over,
-        };
-        CURRENT.set(turn);
-        Self::is_over()
-    }
-
-    /// Whether the guest still computed when its last turn ended, and does not wait for anything.
-    fn is_over() -> bool {
-        matches!(CURRENT.get(), Self::Over)
-    }
-}
-
-/// Ticks without a running guest after which the clock stops until the next one.
-const IDLE_TICKS: u32 = 100;
 
 /// Memory and tables up to this size are wiped in place when an instance ends, which keeps their pages mapped:
 /// no system call but one scan and no page fault for the next message. Less where memory is limited.
@@ -142,9 +88,7 @@ pub fn slots_of_shard(slots: u32, shards: u32, number: u32) -> u32 {
 #[derive(Clone)]
 pub struct Pool {
     engine: Engine,
-    clock: Arc<Clock>,
-    /// Which of those that the clock ticks for.
-    number: usize,
+    clock: Clock,
 }
 
 impl Pool {
@@ -159,18 +103,13 @@ impl Pool {
 
     /// One for each engine, with a clock for all.
     fn ticking(engines: Vec<Engine>) -> Result<Vec<Self>> {
-        let clock = Arc::new(Clock::start(engines.clone())?);
-        let pools = engines.into_iter().enumerate();
-        Ok(pools.map(|(number, engine)| Self { engine, clock: clock.clone(), number }).collect())
+        let clock = Clock::start(engines.clone())?;
+        Ok(engines.into_iter().map(|engine| Self { engine, clock: clock.clone() }).collect())
     }
 
     /// What compiled code has to fit.
     pub fn engine(&self) -> &Engine {
         &self.engine
-    }
-
-    fn run(&self) -> Running<'_> {
-        self.clock.run(self.number)
     }
 }
 
@@ -371,9 +310,8 @@ impl Guest {
     /// The component traps while it is instantiated, exceeds its limits, or exports a handler of another shape.
     pub async fn try_out(&self) -> Result<()> {
         let started = Instant::now();
-        let _running = self.pool.run();
         let mut store = self.store(started);
-        let tried = within(self.limits.deadline, started, pin!(self.instance(&mut store))).await;
+        let tried = self.pool.clock.within(self.limits.deadline, started, pin!(self.instance(&mut store))).await;
         match tried {
             Some(Ok(_)) => Ok(()),
             Some(Err(err)) if err.is::<Trap>() || err.is::<WasmBacktrace>() => {
@@ -397,7 +335,7 @@ impl Guest {
         store.epoch_deadline_callback(move |store| {
             Ok(if started.elapsed() >= deadline || store.data().host_calls > host_calls_max {
                 UpdateDeadline::Interrupt
-            } else if Turn::tick() {
+            } else if turns::tick() {
                 UpdateDeadline::Yield(1)
             } else {
                 UpdateDeadline::Continue(1)
@@ -427,7 +365,6 @@ impl Guest {
         let started = Instant::now();
         let limits = &self.limits;
         let deadline = limits.deadline;
-        let _running = self.pool.run();
         let mut store = self.store(started);
 
         let mut instantiate = Duration::ZERO;
@@ -439,7 +376,7 @@ impl Guest {
             let function = unsafe { TypedFunc::<(&Message,), (Answer,)>::new_unchecked(function) };
             function.call_async(&mut store, (message,)).await
         };
-        let answer = within(deadline, started, pin!(run)).await;
+        let answer = self.pool.clock.within(self.limits.deadline, started, pin!(run)).await;
         let guest = started.elapsed().saturating_sub(instantiate);
 
         let state = store.data_mut();
@@ -508,17 +445,6 @@ impl Handler for Guest {
 /// Dropping the call ends the instance and frees its slot.
 pub type Call = Pin<Box<dyn Future<Output = Run> + Send>>;
 
-/// What comes of `call`, unless the guest computes for longer than a turn at a stretch: nothing then, and the call goes
-/// on where it was when it is polled again. However long a guest waits for the host, that is no turn.
-pub async fn turn(call: &mut (impl Future<Output = Run> + Unpin)) -> Option<Run> {
-    poll_fn(|context| match call.poll_unpin(context) {
-        Poll::Ready(run) => Poll::Ready(Some(run)),
-        Poll::Pending if Turn::is_over() => Poll::Ready(None),
-        Poll::Pending => Poll::Pending,
-    })
-    .await
-}
-
 /// Says what broke the instance off, and where.
 fn broken(error: &wasmtime::Error, state: &State, limits: &Limits) -> (Fault, String) {
     let (fault, mut detail) = match error.downcast_ref::<Trap>() {
@@ -561,152 +487,6 @@ fn too_many_host_calls(limits: &Limits) -> String {
 /// A function's name as its author wrote it.
 fn demangled(name: &str) -> String {
     rustc_demangle::try_demangle(name).map_or_else(|_| name.to_string(), |name| format!("{name:#}"))
-}
-
-/// Drives `call`, unless it still waits for the host when `deadline` has passed since `started`.
-///
-/// A guest that computes, or waits for its next turn to compute, is left to its epoch, which interrupts it then and
-/// knows where it was. The timer is only made at the first wait, so a guest that never waits costs none.
-async fn within<T>(deadline: Duration, started: Instant, mut call: Pin<&mut impl Future<Output = T>>) -> Option<T> {
-    let mut timer = pin!(None);
-    poll_fn(|context| {
-        Turn::begin();
-        if let Poll::Ready(value) = call.as_mut().poll(context) {
-            return Poll::Ready(Some(value));
-        }
-        if Turn::is_over() {
-            return Poll::Pending;
-        }
-        if timer.is_none() {
-            // Two ticks of grace, for a guest that computes again by then.
-            let at = started + deadline + 2 * EPOCH_TICK;
-            timer.set(Some(tokio::time::sleep_until(at.into())));
-        }
-        match timer.as_mut().as_pin_mut() {
-            Some(timer) => timer.poll(context).map(|()| None),
-            None => Poll::Pending,
-        }
-    })
-    .await
-}
-
-/// Ticks the epochs of all engines while guests run; stands still, at no cost, while none does.
-struct Clock {
-    shared: Arc<ClockShared>,
-    thread: Option<JoinHandle<()>>,
-    waker: Thread,
-}
-
-struct ClockShared {
-    /// The guests that run, for each engine.
-    running: Box<[Count]>,
-    parked: AtomicBool,
-    stopped: AtomicBool,
-}
-
-/// A counter in cache lines of its own, two of which processors fetch at a time: each shard counts its guests alone.
-#[derive(Default)]
-#[repr(align(128))]
-struct Count(AtomicUsize);
-
-impl Clock {
-    fn start(engines: Vec<Engine>) -> Result<Self> {
-        let running = engines.iter().map(|_| Count::default()).collect();
-        let shared = Arc::new(ClockShared { running, parked: AtomicBool::default(), stopped: AtomicBool::default() });
-        let thread = std::thread::Builder::new()
-            .name("epoch".into())
-            .spawn({
-                let shared = shared.clone();
-                move || {
-                    if let Err(err) = soon_after_waking() {
-                        tracing::debug!("the epoch may tick late on a busy machine: {err}");
-                    }
-                    shared.tick(&engines);
-                }
-            })
-            .context("start the epoch's thread")?;
-        Ok(Self { waker: thread.thread().clone(), shared, thread: Some(thread) })
-    }
-
-    /// Keeps the clock going until the guard is dropped, for a guest in the engine with this number.
-    fn run(&self, engine: usize) -> Running<'_> {
-        let count = &self.shared.running[engine].0;
-        // Sequentially consistent, as are the loads and stores in `tick`: either this sees `parked`, or the clock
-        // sees the count before it parks.
-        count.fetch_add(1, Ordering::SeqCst);
-        if self.shared.parked.load(Ordering::SeqCst) {
-            self.waker.unpark();
-        }
-        Running(count)
-    }
-}
-
-impl ClockShared {
-    fn is_needed(&self) -> bool {
-        self.running.iter().any(|count| count.0.load(Ordering::SeqCst) > 0)
-    }
-
-    fn tick(&self, engines: &[Engine]) {
-        let mut idle_ticks = 0;
-        while !self.stopped.load(Ordering::SeqCst) {
-            if self.is_needed() {
-                idle_ticks = 0;
-            } else {
-                idle_ticks += 1;
-            }
-            if idle_ticks > IDLE_TICKS {
-                self.parked.store(true, Ordering::SeqCst);
-                while !self.is_needed() && !self.stopped.load(Ordering::SeqCst) {
-                    std::thread::park();
-                }
-                self.parked.store(false, Ordering::SeqCst);
-                idle_ticks = 0;
-            }
-            std::thread::sleep(EPOCH_TICK);
-            engines.iter().for_each(Engine::increment_epoch);
-        }
-    }
-}
-
-impl Drop for Clock {
-    fn drop(&mut self) {
-        self.shared.stopped.store(true, Ordering::SeqCst);
-        self.waker.unpark();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-struct Running<'a>(&'a AtomicUsize);
-
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// However late it is, a guest whose turn is over has not waited for the host; one that waits is given up.
-    #[test]
-    fn only_a_guest_that_waits_for_the_host_is_given_up() {
-        let driven = |end_of_poll: Turn| {
-            let mut polls = 0;
-            let call = poll_fn(move |context| {
-                polls += 1;
-                CURRENT.set(end_of_poll);
-                context.waker().wake_by_ref();
-                if polls < 10 { Poll::Pending } else { Poll::Ready(()) }
-            });
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
-            runtime.block_on(within(Duration::ZERO, Instant::now() - Duration::from_secs(1), pin!(call)))
-        };
-        assert_eq!(driven(Turn::Over), Some(()));
-        assert_eq!(driven(Turn::Fresh), None);
-    }
 }
 
 #[cfg(all(test, feature = "compile"))]

@@ -28,6 +28,12 @@ const KEPT_MAX_BYTES: f64 = 2.0 * 128.0 * 1024.0;
 /// Most page faults, and most system calls about memory, in a message.
 const PER_MESSAGE: f64 = 0.01;
 
+/// Messages that come one by one.
+const ALONE: u64 = 20;
+
+/// Most times that the epoch's thread wakes up for one of them.
+const WAKES_PER_MESSAGE: u64 = 2;
+
 /// A fresh instance for every message, and no memory is mapped, unmapped or given back for it, and no page touched for
 /// the first time: each of that would stop the other threads too.
 #[tokio::test]
@@ -41,7 +47,7 @@ async fn messages_neither_fault_pages_nor_change_mappings() -> Result<()> {
     let mut host =
         Host::on(bed.server.url()).args(["--shards", "2", "--max-in-flight", IN_FLIGHT]).under(traced).start().await?;
     host.until_ready(SOON).await?;
-    let shards = shards(host.process().id())?;
+    let shards = threads(host.process().id(), "shard")?;
     ensure!(shards.len() == 2, "shards: {shards:?}");
 
     publish(&bed, MAILS).await?;
@@ -81,6 +87,32 @@ async fn a_large_mail_leaves_little_to_be_wiped() -> Result<()> {
     Ok(())
 }
 
+/// The epoch ticks for guests that compute for long. Beside others its thread sleeps, and costs nothing.
+#[tokio::test]
+async fn the_epoch_stands_still_for_short_guests() -> Result<()> {
+    let bed = Bed::new().await?;
+    let mut host = Host::on(bed.server.url()).args(["--shards", "1"]).start().await?;
+    host.until_ready(SOON).await?;
+    publish(&bed, 1).await?;
+    let threads = threads(host.process().id(), "epoch")?;
+    let [epoch] = threads[..] else { bail!("threads of the epoch: {threads:?}") };
+    let before = wakes(epoch)?;
+    for _ in 0..ALONE {
+        publish(&bed, 1).await?;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let woken = wakes(epoch)? - before;
+    ensure!(woken <= ALONE * WAKES_PER_MESSAGE, "for {ALONE} messages the epoch's thread woke {woken} times");
+    Ok(())
+}
+
+/// How often a thread went to sleep.
+fn wakes(thread: Pid) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{}/status", thread.as_raw_nonzero()))?;
+    let switches = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    Ok(switches.context("no count of switches")?.trim().parse()?)
+}
+
 /// Publishes so many mails of 1 KiB and waits for their verdicts.
 async fn publish(bed: &Bed, mails: u64) -> Result<()> {
     let mut mail = fs::read_to_string(tools::workspace().join("tests/mails/01-outage.eml"))?;
@@ -89,17 +121,17 @@ async fn publish(bed: &Bed, mails: u64) -> Result<()> {
     bed.settled().await
 }
 
-/// The threads of a host that run messages.
-fn shards(process: u32) -> Result<Vec<Pid>> {
-    let mut shards = Vec::new();
+/// The threads of a host whose names begin so.
+fn threads(process: u32, name: &str) -> Result<Vec<Pid>> {
+    let mut threads = Vec::new();
     for thread in fs::read_dir(format!("/proc/{process}/task"))? {
         let thread = thread?;
-        if fs::read_to_string(thread.path().join("comm"))?.starts_with("shard") {
+        if fs::read_to_string(thread.path().join("comm"))?.starts_with(name) {
             let id = thread.file_name().to_str().and_then(|id| Pid::from_raw(id.parse().ok()?));
-            shards.push(id.context("a thread's id")?);
+            threads.push(id.context("a thread's id")?);
         }
     }
-    Ok(shards)
+    Ok(threads)
 }
 
 /// What threads did with memory.
