@@ -47,7 +47,7 @@ pub struct Limits {
     pub deadline: Duration,
     /// Most bytes that a guest may hand to the host in one call, its answer included.
     pub output_max_bytes: usize,
-    /// Most calls of one instance to the host. One that makes more is interrupted at the next epoch.
+    /// Most calls of one instance to the host. One that makes more is interrupted within a millisecond of computing.
     pub host_calls_max: u64,
 }
 
@@ -95,7 +95,7 @@ impl Pool {
     /// The only one of an engine.
     ///
     /// # Errors
-    /// The system has no thread left.
+    /// The system has no thread or no file descriptor left.
     pub fn of(engine: Engine) -> Result<Self> {
         let mut pools = Self::ticking(vec![engine])?;
         pools.pop().context("one engine, one pool")
@@ -311,7 +311,8 @@ impl Guest {
     pub async fn try_out(&self) -> Result<()> {
         let started = Instant::now();
         let mut store = self.store(started);
-        let tried = self.pool.clock.within(self.limits.deadline, started, pin!(self.instance(&mut store))).await;
+        let tried =
+            self.pool.clock.within(self.engine(), self.limits.deadline, started, pin!(self.instance(&mut store))).await;
         match tried {
             Some(Ok(_)) => Ok(()),
             Some(Err(err)) if err.is::<Trap>() || err.is::<WasmBacktrace>() => {
@@ -376,7 +377,7 @@ impl Guest {
             let function = unsafe { TypedFunc::<(&Message,), (Answer,)>::new_unchecked(function) };
             function.call_async(&mut store, (message,)).await
         };
-        let answer = self.pool.clock.within(self.limits.deadline, started, pin!(run)).await;
+        let answer = self.pool.clock.within(self.engine(), deadline, started, pin!(run)).await;
         let guest = started.elapsed().saturating_sub(instantiate);
 
         let state = store.data_mut();
@@ -384,7 +385,7 @@ impl Guest {
             output.log(&message.id);
         }
         let outcome = match answer {
-            Some(Ok(_)) if state.host_calls > limits.host_calls_max => {
+            Some(Ok(_)) | None if state.host_calls > limits.host_calls_max => {
                 Err(Failure::Broken(Fault::HostCalls, too_many_host_calls(limits)))
             }
             Some(Ok((answer,))) => outcome(answer),

@@ -22,7 +22,7 @@ const ARGS: [&str; 4] = ["--attempts", "1", "--deadline", "200ms"];
 const ROUNDS: usize = 3;
 const TRIES: usize = 5;
 
-/// What the host promises for the 99th percentile: a fifth more, and a tick of its epoch.
+/// What the host promises for the 99th percentile: a fifth more, and the time until a guest is looked at first.
 const FACTOR: f64 = 1.2;
 const MORE: Duration = Duration::from_millis(1);
 
