@@ -321,10 +321,17 @@ impl Rules {
     /// # Errors
     /// What is wrong with which key, and what is accepted.
     pub fn from_config<K: AsRef<str>, V: AsRef<str>>(pairs: impl IntoIterator<Item = (K, V)>) -> Result<Rules, String> {
-        let mut pairs: Vec<(K, V)> = pairs.into_iter().collect();
+        let pairs: Vec<(K, V)> = pairs.into_iter().collect();
         if pairs.is_empty() {
             return Ok(Rules::defaults());
         }
+        Self::changed(pairs)
+    }
+
+    /// [`Rules::from_config`] with pairs. A call of its own: sorting has 4 KiB on the stack, which as a part of the caller's
+    /// would be there without pairs too.
+    #[inline(never)]
+    fn changed<K: AsRef<str>, V: AsRef<str>>(mut pairs: Vec<(K, V)>) -> Result<Rules, String> {
         pairs.sort_by(|(a, _), (b, _)| a.as_ref().cmp(b.as_ref()));
 
         let mut default_queue = Cow::Borrowed(DEFAULT_QUEUE);

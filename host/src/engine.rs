@@ -19,6 +19,8 @@ pub fn config() -> Config {
         .concurrency_support(false)
         .max_wasm_stack(WASM_STACK_BYTES)
         .wasm_backtrace_max_frames(Some(BACKTRACE_FRAMES))
+        // A backtrace names functions, not lines; where in the module each instruction was is a tenth of a `.cwasm`.
+        .generate_address_map(false)
         // A fresh stack is not wiped between messages: wasm cannot read what it has not written to its stack.
         .async_stack_zeroing(false);
     config
