@@ -62,21 +62,29 @@ pub struct Metrics {
     pub dead_letters: IntGauge,
     last_settled: Gauge,
     component_loads: IntCounterVec,
-    component: Arc<dyn Fn() -> (Arc<str>, Option<PoolUse>) + Send + Sync>,
+    component: Arc<dyn Fn() -> Component + Send + Sync>,
+    slots: IntGauge,
     pool_instances: IntGauge,
     pool_kept: IntGauge,
 }
 
+/// What the metrics tell of the component that runs.
+pub struct Component {
+    /// Names it.
+    pub digest: Arc<str>,
+    /// Most instances alive at the same time.
+    pub slots: u32,
+    /// What its pools hold, if it has any.
+    pub pool_use: Option<PoolUse>,
+}
+
 impl Metrics {
-    /// Registers all metrics, with what does not change while the host runs; asks `component` for its digest and its
-    /// pool whenever they are read.
+    /// Registers all metrics, with what does not change while the host runs; asks for the `component` whenever they are
+    /// read.
     ///
     /// # Errors
     /// None in practice: the names are fixed.
-    pub fn new(
-        slots: u32,
-        component: impl Fn() -> (Arc<str>, Option<PoolUse>) + Send + Sync + 'static,
-    ) -> Result<Self> {
+    pub fn new(component: impl Fn() -> Component + Send + Sync + 'static) -> Result<Self> {
         let registry = Registry::new();
         let histogram = |name: &str, help: &str| -> Result<Histogram> {
             let histogram = Histogram::with_opts(HistogramOpts::new(name, help).buckets(BUCKETS.to_vec()))?;
@@ -124,8 +132,8 @@ impl Metrics {
         let build = IntGaugeVec::new(Opts::new("mailroom_build_info", "The host's version; always 1."), &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         registry.register(Box::new(build))?;
-        gauge("mailroom_slots", "Most instances alive at the same time.")?.set(slots.into());
         Ok(Self {
+            slots: gauge("mailroom_slots", "Most instances alive at the same time.")?,
             queue_wait: histogram("mailroom_queue_wait_seconds", "From arrival in the host to its first slot.")?,
             instantiate: histogram("mailroom_instantiate_seconds", "Making the instance.")?,
             guest: histogram("mailroom_guest_seconds", "The guest's run, waiting included.")?,
@@ -183,7 +191,8 @@ impl Metrics {
     /// # Errors
     /// None in practice: the names are fixed.
     pub fn text(&self) -> Result<Vec<u8>> {
-        let (digest, pool_use) = (self.component)();
+        let Component { digest, slots, pool_use } = (self.component)();
+        self.slots.set(slots.into());
         if let Some(PoolUse { instances, kept_bytes }) = pool_use {
             self.pool_instances.set(i64::try_from(instances).unwrap_or(i64::MAX));
             self.pool_kept.set(i64::try_from(kept_bytes).unwrap_or(i64::MAX));
@@ -456,7 +465,7 @@ mod tests {
 
     #[test]
     fn counts_reach_the_text_when_flushed() -> Result<()> {
-        let metrics = Metrics::new(4, || ("sha256:00".into(), None))?;
+        let metrics = Metrics::new(|| Component { digest: "sha256:00".into(), slots: 4, pool_use: None })?;
         let stages = Stages::new(&metrics);
         stages.settled("verdict", "");
         stages.settled("verdict", "");

@@ -2,6 +2,7 @@
 //! function.
 
 use crate::interface::{self, Message, Verdict};
+use anyhow::Result;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +17,18 @@ pub trait Handler: Send + Sync + 'static {
     /// Names it in the header `Mailroom-Component` and in metrics: the SHA-256 of a component's bytes, as `sha256:…`; of
     /// a `.cwasm`, that of the `.wasm` it was made from.
     fn digest(&self) -> &Arc<str>;
+
+    /// The same for the shard with this number, with nothing in it that shards would wait for each other at. Takes a
+    /// millisecond, and the calling thread for it.
+    ///
+    /// # Errors
+    /// There is no room for it.
+    fn for_shard(&self, number: u32) -> Result<Self>
+    where
+        Self: Sized;
+
+    /// Most runs at the same time.
+    fn slots(&self) -> u32;
 
     /// Begins to run once on `message`. Nothing happens before the call is polled.
     fn triage(self: &Arc<Self>, message: Arc<Message>) -> Self::Call;

@@ -15,7 +15,6 @@ use crate::letter::Origin;
 use crate::names::Names;
 use crate::nats::{ConnectError, Nats, refusal};
 use crate::parking::Parking;
-use crate::pool::slots_of_shard;
 use crate::replacement::{Current, View};
 use crate::settle::{DeadReason, Policy, Settlement, admit, settle};
 use crate::sink::{Cause, Sink, StoreError, Stored};
@@ -47,6 +46,10 @@ const BEAT: Duration = Duration::from_millis(250);
 /// The first and the longest wait before something that failed is repeated: storing, connecting, looking up.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
+/// How long the first shard has the processors and the server for itself when a host starts: the others connect, and make
+/// their pools, when it has most likely settled the message that the host was started for.
+const FIRST_ALONE: Duration = Duration::from_millis(10);
+
 /// How long a shard that could not fetch waits before it looks for its consumer again.
 const RETURN_AFTER: Duration = Duration::from_secs(1);
 
@@ -57,8 +60,6 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Host<H> {
     /// What runs on messages, as soon as it is loaded. If its other end is dropped before, shards come to their end.
     pub work: watch::Receiver<Option<Work<H>>>,
-    /// How many shards there are.
-    pub shards: u32,
     /// Where NATS is.
     pub nats: Nats,
     /// The streams, the consumer and the subjects.
@@ -77,11 +78,11 @@ pub struct Host<H> {
 
 /// What runs on messages.
 pub struct Work<H> {
-    /// The handler of each shard, until it is replaced.
+    /// The handler of each shard that has begun, until it is replaced.
     pub current: Current<H>,
     /// The metrics.
     pub metrics: Metrics,
-    /// Live instances, over all shards.
+    /// Most runs at the same time, over all shards, as far as there is room.
     pub slots: u32,
 }
 
@@ -205,7 +206,7 @@ impl<H: Handler> Host<H> {
     /// of messages that were not done in time at the stop.
     ///
     /// # Errors
-    /// The server refuses the credentials.
+    /// The server refuses the credentials, or there is no room for the shard's handler.
     pub fn run_shard(self, number: u32) -> Result<usize> {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a shard's runtime")?;
@@ -216,10 +217,13 @@ impl<H: Handler> Host<H> {
             let dead_letters = Store::new("dead letters", number, &self.health);
             let losses = Arc::new(Losses::with_alarm(self.alarm.clone()));
             let name = format!("mailroom shard {number}");
+            if number > 0 {
+                sleep(FIRST_ALONE).await;
+            }
             let connect = || connect_patiently(&self.nats, &name, losses.clone(), connected.clone(), &self.stop.drain);
             let Some(mut client) = connect().await? else { return Ok(0) };
             let mut wait = BACK_OFF.0;
-            let mut before = None;
+            let (mut place, mut before) = (None, None);
             while !self.stop.drain.is_cancelled() {
                 if is_broken_off(&client) {
                     connected.set(false);
@@ -246,15 +250,19 @@ impl<H: Handler> Host<H> {
                 let opening = Source::open(client.clone(), api, created, &consumer.info, names, losses.clone());
                 let Ok(source) = opening.await else { continue };
                 let made = consumer.info.created.unix_timestamp_nanos();
-                let Some(Work { current, metrics, slots }) = self.loaded().await else { break };
-                let slots = slots_of_shard(slots, self.shards, number) as usize;
+                let Some(Work { current, metrics, .. }) = self.loaded().await else { break };
+                let guest = match place {
+                    Some(place) => current.view(place),
+                    None => current.view(*place.insert(current.begin(number)?)),
+                };
+                let slots = guest.get().slots() as usize;
                 wait = BACK_OFF.0;
                 found.set(true);
                 if let Some(Served { gone, .. }) = before {
                     tracing::info!("shard {number}: fetching goes on; {} returned as gone", counted(gone, "message"));
                 }
                 let served = Shard {
-                    guest: current.view(number as usize),
+                    guest,
                     sink: Sink::new(jetstream.clone(), self.names.clone()),
                     client: client.clone(),
                     policy: &self.policy,

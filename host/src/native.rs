@@ -35,10 +35,7 @@ where
 {
     let Cli { configuration, serve } = Cli::parse();
     let handler = configuration.resolve().and_then(|pairs| prepare(pairs.pairs()).map_err(anyhow::Error::msg));
-    end(handler.and_then(|function| {
-        let function = Arc::new(function);
-        serve.execute(|| Native { function: function.clone(), digest: "native".into() })
-    }))
+    end(handler.and_then(|function| serve.execute(Native { function: Arc::new(function), digest: "native".into() })))
 }
 
 struct Native<F> {
@@ -58,6 +55,14 @@ where
 
     fn digest(&self) -> &Arc<str> {
         &self.digest
+    }
+
+    fn for_shard(&self, _number: u32) -> Result<Self> {
+        Ok(Self { function: self.function.clone(), digest: (*self.digest).into() })
+    }
+
+    fn slots(&self) -> u32 {
+        1
     }
 
     fn triage(self: &Arc<Self>, message: Arc<Message>) -> Call<F> {

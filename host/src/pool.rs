@@ -9,9 +9,8 @@ use crate::handler::{Failure, Fault, Handler, PoolUse, Run, outcome};
 use crate::interface::{self, Message, Verdict};
 use crate::room;
 use crate::turns::{self, Clock};
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use std::future::Future;
-use std::path::PathBuf;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -79,32 +78,130 @@ pub fn slots_by_default(shards: u32) -> u32 {
     fitting(wanted, shards, room::memory_limit().map(|limit| limit / KEPT_PART / (2 * KEEP_RESIDENT_BYTES as u64)))
 }
 
-/// The slots of one of the shards.
-pub fn slots_of_shard(slots: u32, shards: u32, number: u32) -> u32 {
-    slots / shards + u32::from(number < slots % shards)
+/// Where the instances of all shards live: a pool for each, made when the shard begins.
+pub struct Pools {
+    limits: Limits,
+    shards: u32,
+    kept_bytes: usize,
+    clock: Clock,
+}
+
+impl Pools {
+    /// Room for `limits.slots` instances, over all shards. If there is no room for so many, it says so in the log and makes
+    /// do with fewer, but at least one a shard.
+    ///
+    /// # Errors
+    /// The system has no thread or no file descriptor left.
+    pub fn new(limits: &Limits, shards: u32) -> Result<Arc<Self>> {
+        let mut limits = limits.clone();
+        let wanted = limits.slots;
+        let mut why = "";
+        for (room, reason) in [
+            (
+                room::address_space_max().map(|bytes| bytes.saturating_sub(OTHER_ADDRESS_BYTES) / SLOT_ADDRESS_BYTES),
+                "each takes 4 GiB of the address space, which is limited (ulimit -v)",
+            ),
+            (
+                room::mappings_max().map(|mappings| mappings.saturating_sub(OTHER_MAPPINGS) / SLOT_MAPPINGS),
+                "each takes some of the memory mappings that a process may have (vm.max_map_count)",
+            ),
+        ] {
+            let slots = fitting(limits.slots, shards, room.map(|slots| slots.saturating_sub(SPARE_SLOTS.into())));
+            if slots < limits.slots {
+                limits.slots = slots;
+                why = reason;
+            }
+        }
+        if limits.slots < wanted {
+            tracing::warn!("there is room for {} slots instead of {wanted}, and so many are used: {why}", limits.slots);
+        }
+        let kept_bytes = match room::memory_limit() {
+            Some(limit) => {
+                let all = u64::from(limits.slots + SPARE_SLOTS);
+                (limit / KEPT_PART / 2 / all).min(KEEP_RESIDENT_BYTES as u64) as usize
+            }
+            None => KEEP_RESIDENT_BYTES,
+        };
+        Ok(Arc::new(Self { limits, shards, kept_bytes, clock: Clock::start()? }))
+    }
+
+    /// Most instances alive at the same time, over all shards, unless [`Pools::of_shard`] finds room for fewer.
+    pub fn slots(&self) -> u32 {
+        self.limits.slots
+    }
+
+    /// The pool of the shard with this number. If its slots cannot be mapped, it says so in the log and makes do with half
+    /// of them, or half of those, but with one at least.
+    ///
+    /// # Errors
+    /// There is no room for one.
+    pub fn of_shard(self: &Arc<Self>, number: u32) -> Result<Pool> {
+        let wanted = self.limits.slots / self.shards + u32::from(number < self.limits.slots % self.shards);
+        let spare = if number == 0 { SPARE_SLOTS } else { 0 };
+        let mut slots = wanted;
+        let mut why = None;
+        let engine = loop {
+            match Engine::new(&self.config(slots + spare)) {
+                Ok(engine) => break engine,
+                Err(err) if slots > 1 => {
+                    slots /= 2;
+                    why = Some(anyhow::Error::from(err));
+                }
+                Err(err) => {
+                    return Err(anyhow::Error::from(err)).with_context(|| {
+                        format!(
+                            "map a pool for shard {number}; each slot takes 4 GiB of the address space, see ulimit -v"
+                        )
+                    });
+                }
+            }
+        };
+        if let Some(why) = why {
+            tracing::warn!("there is room for {slots} slots of shard {number} instead of {wanted}: {why:#}");
+        }
+        self.clock.add(engine.clone());
+        Ok(Pool { engine, slots, pools: self.clone() })
+    }
+
+    /// The settings of an engine with so many of all slots.
+    fn config(&self, slots: u32) -> Config {
+        let mut pool = PoolingAllocationConfig::new();
+        pool.total_component_instances(slots)
+            .total_core_instances(slots.saturating_mul(PARTS_MAX))
+            .total_memories(slots)
+            .total_tables(slots.saturating_mul(4))
+            .total_stacks(slots)
+            .max_core_instances_per_component(PARTS_MAX)
+            .max_tables_per_component(PARTS_MAX)
+            .max_memories_per_component(1)
+            .max_memory_size(self.limits.memory_max_bytes)
+            .table_elements(TABLE_MAX_ELEMENTS)
+            .linear_memory_keep_resident(self.kept_bytes)
+            .table_keep_resident(self.kept_bytes)
+            .pagemap_scan(Enabled::Auto);
+        let mut config = config();
+        config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+        config
+    }
 }
 
 /// Where the instances of one shard live.
 #[derive(Clone)]
 pub struct Pool {
     engine: Engine,
-    clock: Clock,
+    slots: u32,
+    pools: Arc<Pools>,
 }
 
 impl Pool {
-    /// The only one of an engine.
+    /// One that stands for itself, in an engine with other settings than a host's.
     ///
     /// # Errors
-    /// The system has no thread or no file descriptor left.
-    pub fn of(engine: Engine) -> Result<Self> {
-        let mut pools = Self::ticking(vec![engine])?;
-        pools.pop().context("one engine, one pool")
-    }
-
-    /// One for each engine, with a clock for all.
-    fn ticking(engines: Vec<Engine>) -> Result<Vec<Self>> {
-        let clock = Clock::start(engines.clone())?;
-        Ok(engines.into_iter().map(|engine| Self { engine, clock: clock.clone() }).collect())
+    /// As [`Pools::new`].
+    pub fn of(engine: Engine, limits: &Limits) -> Result<Self> {
+        let pools = Pools::new(limits, 1)?;
+        pools.clock.add(engine.clone());
+        Ok(Self { engine, slots: limits.slots, pools })
     }
 
     /// What compiled code has to fit.
@@ -113,86 +210,10 @@ impl Pool {
     }
 }
 
-/// Makes one pool for each shard, which together have room for `limits.slots` instances. If there is no room for so many,
-/// it says so in the log and makes do with fewer, but at least one a shard; `limits.slots` are those there are, then.
-///
-/// # Errors
-/// There is no room for so many pools.
-pub fn pools(limits: &mut Limits, shards: u32) -> Result<Vec<Pool>> {
-    let wanted = limits.slots;
-    let mut why = String::new();
-    for (room, reason) in [
-        (
-            room::address_space_max().map(|bytes| bytes.saturating_sub(OTHER_ADDRESS_BYTES) / SLOT_ADDRESS_BYTES),
-            "each takes 4 GiB of the address space, which is limited (ulimit -v)",
-        ),
-        (
-            room::mappings_max().map(|mappings| mappings.saturating_sub(OTHER_MAPPINGS) / SLOT_MAPPINGS),
-            "each takes some of the memory mappings that a process may have (vm.max_map_count)",
-        ),
-    ] {
-        let slots = fitting(limits.slots, shards, room.map(|slots| slots.saturating_sub(SPARE_SLOTS.into())));
-        if slots < limits.slots {
-            limits.slots = slots;
-            why = reason.to_string();
-        }
-    }
-    let engines = loop {
-        let engine = |number| {
-            let spare = if number == 0 { SPARE_SLOTS } else { 0 };
-            Engine::new(&config_with_pool(limits, slots_of_shard(limits.slots, shards, number) + spare))
-        };
-        match (0..shards).map(engine).collect::<wasmtime::Result<Vec<Engine>>>() {
-            Ok(engines) => break engines,
-            Err(err) if limits.slots > shards => {
-                limits.slots = (limits.slots / 2).max(shards);
-                why = format!("{:#}", anyhow::Error::from(err));
-            }
-            Err(err) => {
-                return Err(anyhow::Error::from(err)).with_context(|| {
-                    format!("map pools of {shards} slots; each takes 4 GiB of the address space, see ulimit -v")
-                });
-            }
-        }
-    };
-    if limits.slots < wanted {
-        tracing::warn!("there is room for {} slots instead of {wanted}, and so many are used: {why}", limits.slots);
-    }
-    Pool::ticking(engines)
-}
-
 /// As many of the slots wanted as there is room for, but not fewer than `least`.
 fn fitting(wanted: u32, least: u32, room: Option<u64>) -> u32 {
     let room = room.map_or(wanted, |room| u32::try_from(room).unwrap_or(u32::MAX));
     wanted.min(room).max(least)
-}
-
-/// The settings of an engine with so many of all slots.
-fn config_with_pool(limits: &Limits, slots: u32) -> Config {
-    let kept_bytes = match room::memory_limit() {
-        Some(limit) => {
-            let all = u64::from(limits.slots + SPARE_SLOTS);
-            (limit / KEPT_PART / 2 / all).min(KEEP_RESIDENT_BYTES as u64) as usize
-        }
-        None => KEEP_RESIDENT_BYTES,
-    };
-    let mut pool = PoolingAllocationConfig::new();
-    pool.total_component_instances(slots)
-        .total_core_instances(slots.saturating_mul(PARTS_MAX))
-        .total_memories(slots)
-        .total_tables(slots.saturating_mul(4))
-        .total_stacks(slots)
-        .max_core_instances_per_component(PARTS_MAX)
-        .max_tables_per_component(PARTS_MAX)
-        .max_memories_per_component(1)
-        .max_memory_size(limits.memory_max_bytes)
-        .table_elements(TABLE_MAX_ELEMENTS)
-        .linear_memory_keep_resident(kept_bytes)
-        .table_keep_resident(kept_bytes)
-        .pagemap_scan(Enabled::Auto);
-    let mut config = config();
-    config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
-    config
 }
 
 /// A loaded component, linked and ready to run the messages of one shard.
@@ -208,27 +229,8 @@ pub struct Guest {
     /// Where the function is that takes the configuration, if there is one.
     configure: Option<ComponentExportIndex>,
     grants: Arc<Grants>,
-    limits: Limits,
     digest: Arc<str>,
-    path: PathBuf,
-}
-
-/// The same component for every shard, linked on as many threads.
-///
-/// # Errors
-/// As [`Guest::new`].
-pub fn guests(pools: &[Pool], loaded: &Loaded, grants: &Grants, limits: &Limits) -> Result<Vec<Arc<Guest>>> {
-    std::thread::scope(|scope| {
-        let link = |pool| move || Guest::new(pool, loaded, grants, limits).map(Arc::new);
-        // The first on this thread: mostly there is something to do for it, and little for one more.
-        let (first, others) = pools.split_first().context("a host has a shard")?;
-        let others: Vec<_> = others.iter().map(|pool| scope.spawn(link(pool))).collect();
-        let mut guests = vec![link(first)()?];
-        for other in others {
-            guests.push(other.join().map_err(|_| anyhow!("linking the component broke off"))??);
-        }
-        Ok(guests)
-    })
+    loaded: Arc<Loaded>,
 }
 
 impl Guest {
@@ -237,11 +239,10 @@ impl Guest {
     ///
     /// # Errors
     /// An import that nothing provides or grants, a missing `handler` export, or one of another shape; named, with the remedy.
-    pub fn new(pool: &Pool, loaded: &Loaded, grants: &Grants, limits: &Limits) -> Result<Self> {
+    pub fn new(pool: Pool, loaded: Arc<Loaded>, grants: &Grants) -> Result<Self> {
         let engine = &pool.engine;
         let component = loaded.in_engine(engine)?;
-        let path = &loaded.path;
-        let name = path.display().to_string();
+        let name = loaded.path.display().to_string();
         let kind = component.component_type();
         if !kind.exports(engine).any(|(export, _)| export == interface::HANDLER) {
             let exports: Vec<&str> = kind.exports(engine).map(|(export, _)| export).collect();
@@ -279,15 +280,14 @@ impl Guest {
             None => None,
         };
         Ok(Self {
-            pool: pool.clone(),
             pre,
             triage,
             fits: OnceLock::new(),
             configure,
             grants: Arc::new(grants.clone()),
-            limits: limits.clone(),
             digest: loaded.digest.as_str().into(),
-            path: path.clone(),
+            loaded,
+            pool,
         })
     }
 
@@ -295,8 +295,12 @@ impl Guest {
     ///
     /// # Errors
     /// As [`Guest::new`].
-    pub fn with(&self, loaded: &Loaded) -> Result<Self> {
-        Self::new(&self.pool, loaded, &self.grants, &self.limits)
+    pub fn with(&self, loaded: Arc<Loaded>) -> Result<Self> {
+        Self::new(self.pool.clone(), loaded, &self.grants)
+    }
+
+    fn limits(&self) -> &Limits {
+        &self.pool.pools.limits
     }
 
     /// The engine that it is compiled for.
@@ -309,25 +313,25 @@ impl Guest {
     /// # Errors
     /// The component traps while it is instantiated, exceeds its limits, or exports a handler of another shape.
     pub async fn try_out(&self) -> Result<()> {
-        let started = Instant::now();
+        let (started, limits) = (Instant::now(), self.limits());
         let mut store = self.store(started);
-        let tried =
-            self.pool.clock.within(self.engine(), self.limits.deadline, started, pin!(self.instance(&mut store))).await;
+        let clock = &self.pool.pools.clock;
+        let tried = clock.within(self.engine(), limits.deadline, started, pin!(self.instance(&mut store))).await;
         match tried {
             Some(Ok(_)) => Ok(()),
             Some(Err(err)) if err.is::<Trap>() || err.is::<WasmBacktrace>() => {
-                let (_, detail) = broken(&err, store.data(), &self.limits);
-                bail!("{}: breaks off before its first message: {detail}", self.path.display())
+                let (_, detail) = broken(&err, store.data(), limits);
+                bail!("{}: breaks off before its first message: {detail}", self.loaded.path.display())
             }
             Some(Err(err)) => Err(anyhow::Error::from(err))
-                .with_context(|| format!("{}: does not fit the interfaces of this host", self.path.display())),
-            None => bail!("{}: no instance within {:?}; see --deadline", self.path.display(), self.limits.deadline),
+                .with_context(|| format!("{}: does not fit the interfaces of this host", self.loaded.path.display())),
+            None => bail!("{}: no instance within {:?}; see --deadline", self.loaded.path.display(), limits.deadline),
         }
     }
 
     /// The bounds of one instance whose time began at `started`.
     fn store(&self, started: Instant) -> Store<State> {
-        let limits = &self.limits;
+        let limits = self.limits();
         let mut store = Store::new(&self.pool.engine, State::new(self.grants.clone(), limits.memory_max_bytes));
         store.limiter(|state| &mut state.limiter);
         store.set_hostcall_fuel(limits.output_max_bytes);
@@ -364,7 +368,7 @@ impl Guest {
 
     async fn run(&self, message: &Message) -> Run {
         let started = Instant::now();
-        let limits = &self.limits;
+        let limits = self.limits();
         let deadline = limits.deadline;
         let mut store = self.store(started);
 
@@ -377,7 +381,7 @@ impl Guest {
             let function = unsafe { TypedFunc::<(&Message,), (Answer,)>::new_unchecked(function) };
             function.call_async(&mut store, (message,)).await
         };
-        let answer = self.pool.clock.within(self.engine(), deadline, started, pin!(run)).await;
+        let answer = self.pool.pools.clock.within(self.engine(), deadline, started, pin!(run)).await;
         let guest = started.elapsed().saturating_sub(instantiate);
 
         let state = store.data_mut();
@@ -417,11 +421,20 @@ impl Handler for Guest {
     type Call = Call;
 
     fn name(&self) -> String {
-        self.path.display().to_string()
+        self.loaded.path.display().to_string()
     }
 
     fn digest(&self) -> &Arc<str> {
         &self.digest
+    }
+
+    /// The same component in a pool of that shard's own.
+    fn for_shard(&self, number: u32) -> Result<Self> {
+        Self::new(self.pool.pools.of_shard(number)?, self.loaded.clone(), &self.grants)
+    }
+
+    fn slots(&self) -> u32 {
+        self.pool.slots
     }
 
     /// Runs the guest once on `message`, in a fresh instance.
@@ -496,7 +509,7 @@ mod fuzz {
     use crate::component::from_bytes;
     use crate::interface::Issue;
     use ::fuzz::{Strategy, any, check, collection, option, prop_oneof, sample};
-    use std::path::Path;
+    use std::path::{Path, PathBuf};
 
     const LIMITS: Limits = Limits {
         slots: 1,
@@ -519,9 +532,9 @@ mod fuzz {
             let path = folder.join(name).with_extension("wasm");
             let bytes = std::fs::read(&path)
                 .unwrap_or_else(|err| panic!("{}: {err}; `cargo xtask build` makes it", path.display()));
-            let pools = pools(&mut LIMITS.clone(), 1).expect("a pool");
-            let loaded = from_bytes(pools[0].engine(), &path, &bytes).expect("a component");
-            let guest = Arc::new(Guest::new(&pools[0], &loaded, &Grants::default(), &LIMITS).expect("a guest"));
+            let pool = Pools::new(&LIMITS, 1).and_then(|pools| pools.of_shard(0)).expect("a pool");
+            let loaded = Arc::new(from_bytes(pool.engine(), &path, &bytes).expect("a component"));
+            let guest = Arc::new(Guest::new(pool, loaded, &Grants::default()).expect("a guest"));
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
             Self { guest, runtime }
         }

@@ -3,7 +3,7 @@
 
 use crate::admin::Metrics;
 use crate::component::{CacheArgs, Loaded, Pin};
-use crate::handler::Handler as _;
+use crate::handler::Handler;
 use crate::pool::Guest;
 use anyhow::{Context, Result};
 use std::cell::RefCell;
@@ -24,11 +24,11 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// How much nicer than the shards the thread is that loads and compiles (nice(2)).
 const NICENESS: i32 = 10;
 
-/// The handlers that new messages are given to, one for each shard: the one place that says so. They are of the same
-/// component. All clones are the same place.
+/// The handlers that new messages are given to, one for each shard that has begun: the one place that says so. They are
+/// of the same component. All clones are the same place.
 pub struct Current<H>(watch::Sender<Handlers<H>>);
 
-/// One handler for each shard.
+/// One handler for each shard, in the order in which the shards began.
 pub type Handlers<H> = Arc<[Arc<H>]>;
 
 impl<H> Clone for Current<H> {
@@ -38,9 +38,9 @@ impl<H> Clone for Current<H> {
 }
 
 impl<H> Current<H> {
-    /// A place with these handlers, at least one.
-    pub fn new(handlers: Handlers<H>) -> Self {
-        Self(watch::Sender::new(handlers))
+    /// A place with the handler of the first shard.
+    pub fn new(handler: Arc<H>) -> Self {
+        Self(watch::Sender::new([handler].into()))
     }
 
     /// The handlers that are there now.
@@ -53,16 +53,45 @@ impl<H> Current<H> {
         self.0.borrow()[0].clone()
     }
 
+    /// The handlers of so many shards, when all of them have begun.
+    async fn complete(&self, shards: usize) -> Handlers<H> {
+        let mut changes = self.0.subscribe();
+        let complete = changes.wait_for(|handlers| handlers.len() == shards).await;
+        complete.map_or_else(|_| self.all(), |handlers| handlers.clone())
+    }
+
     /// Puts others there, as many.
     pub fn replace(&self, handlers: Handlers<H>) {
         self.0.send_replace(handlers);
     }
 
-    /// The place as the shard with this number sees it.
-    pub fn view(&self, shard: usize) -> View<H> {
+    /// The place as one shard sees it, by the place of its handler among all.
+    pub fn view(&self, place: usize) -> View<H> {
         let mut changes = self.0.subscribe();
-        let seen = changes.borrow_and_update()[shard].clone();
-        View { shard, seen: RefCell::new((changes, seen)) }
+        let seen = changes.borrow_and_update()[place].clone();
+        View { place, seen: RefCell::new((changes, seen)) }
+    }
+}
+
+impl<H: Handler> Current<H> {
+    /// The place of the handler of the shard with this number, which has not begun before. It is made now, on the calling
+    /// thread, but for the first shard's.
+    ///
+    /// Nothing is replaced before all shards have begun, so that all have the same component.
+    ///
+    /// # Errors
+    /// As [`Handler::for_shard`].
+    pub fn begin(&self, number: u32) -> Result<usize> {
+        if number == 0 {
+            return Ok(0);
+        }
+        let handler = Arc::new(self.any().for_shard(number)?);
+        let mut place = 0;
+        self.0.send_modify(|handlers| {
+            place = handlers.len();
+            *handlers = handlers.iter().cloned().chain([handler]).collect();
+        });
+        Ok(place)
     }
 }
 
@@ -70,7 +99,7 @@ impl<H> Current<H> {
 ///
 /// The view keeps what it saw last alive, so a shard without messages has to look now and then.
 pub struct View<H> {
-    shard: usize,
+    place: usize,
     seen: RefCell<(watch::Receiver<Handlers<H>>, Arc<H>)>,
 }
 
@@ -80,7 +109,7 @@ impl<H> View<H> {
         let (changes, seen) = &mut *self.seen.borrow_mut();
         // An error means that nobody is left who could replace it.
         if changes.has_changed().unwrap_or(false) {
-            *seen = changes.borrow_and_update()[self.shard].clone();
+            *seen = changes.borrow_and_update()[self.place].clone();
         }
         seen.clone()
     }
@@ -111,21 +140,24 @@ impl Source {
 pub struct Replacing {
     source: Source,
     current: Current<Guest>,
+    shards: usize,
     metrics: Metrics,
     hangups: Signal,
     watching: Option<Watching>,
 }
 
 impl Replacing {
-    /// Replaces what is in `current` at every signal of `hangups`, and with `watching` when the file changes.
+    /// Replaces what is in `current`, of so many shards, at every signal of `hangups`, and with `watching` when the file
+    /// changes.
     pub fn new(
         source: Source,
         current: Current<Guest>,
+        shards: usize,
         metrics: Metrics,
         hangups: Signal,
         watching: Option<Watching>,
     ) -> Self {
-        Self { source, current, metrics, hangups, watching }
+        Self { source, current, shards, metrics, hangups, watching }
     }
 
     /// Goes on until the future is dropped.
@@ -143,7 +175,7 @@ impl Replacing {
                 () = changed => "the file changed",
             };
             tracing::info!(component = %path.display(), "loading the component: {why}");
-            let before = self.current.all();
+            let before = self.current.complete(self.shards).await;
             let was = before[0].digest().clone();
             let outcome = match self.load(before).await {
                 Ok(Some(guests)) => {
@@ -200,11 +232,11 @@ pub async fn elsewhere<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Sen
 }
 
 fn load(source: &Source, before: &[Arc<Guest>]) -> Result<Option<Handlers<Guest>>> {
-    let loaded = source.load(before[0].engine())?;
+    let loaded = Arc::new(source.load(before[0].engine())?);
     if loaded.digest == **before[0].digest() {
         return Ok(None);
     }
-    before.iter().map(|guest| guest.with(&loaded).map(Arc::new)).collect::<Result<_>>().map(Some)
+    before.iter().map(|guest| guest.with(loaded.clone()).map(Arc::new)).collect::<Result<_>>().map(Some)
 }
 
 /// Notices when a file changes, whether it is written anew, renamed into place, or behind a link that now leads
@@ -259,7 +291,8 @@ mod tests {
     fn a_view_follows_and_lets_go_of_what_was_replaced() {
         let first: Handlers<i32> = Arc::new([Arc::new(0), Arc::new(1)]);
         let of_shard = Arc::downgrade(&first[1]);
-        let current = Current::new(first);
+        let current = Current::new(first[0].clone());
+        current.replace(first);
         let view = current.view(1);
         assert_eq!((*current.any(), *view.get()), (0, 1));
         current.clone().replace(Arc::new([Arc::new(2), Arc::new(3)]));

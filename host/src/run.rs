@@ -1,6 +1,6 @@
 //! `host run`: from the command line to the loop and back. The loop's part of it is any handler's.
 
-use crate::admin::{Admin, Condition, Health, Metrics};
+use crate::admin::{Admin, Component, Condition, Health, Metrics};
 use crate::capabilities::{Configuration, Grants, HttpArgs, KeyValue, NatsBucket, Usage};
 use crate::cli::{counted, runtime};
 use crate::component::{CacheArgs, Pin};
@@ -12,7 +12,7 @@ use crate::log::LogArgs;
 use crate::names::{NameArgs, Names};
 use crate::nats::{Nats, NatsArgs, check_jetstream};
 use crate::parking::Mover;
-use crate::pool::{self, Guest, Limits, SLOTS_MAX};
+use crate::pool::{self, Guest, Limits, Pools, SLOTS_MAX};
 use crate::provision::{Layout, Mode, provision, unsafe_settings};
 use crate::replacement::{Current, Replacing, Source, Watching, elsewhere};
 use crate::room;
@@ -345,12 +345,11 @@ impl RunArgs {
 }
 
 impl ServeArgs {
-    /// Runs what `handler` makes for each shard on the messages, as many at a time as there are shards; returns when the
-    /// host has drained.
+    /// Runs `handler` on the messages, in each shard on one at a time; returns when the host has drained.
     ///
     /// # Errors
     /// Anything wrong with the configuration or the server's streams, with the remedy.
-    pub fn execute<H: Handler>(self, handler: impl Fn() -> H) -> Result<ExitCode> {
+    pub fn execute<H: Handler>(self, handler: H) -> Result<ExitCode> {
         let _log = self.log.start()?;
         let shards = self.shards()?;
         // Nothing ends a handler that takes too long, so there is nothing to compare with the consumer's `ack_wait`.
@@ -358,8 +357,7 @@ impl ServeArgs {
         let runtime = runtime()?;
         let _entered = runtime.enter();
         let mut signals = Signals::new()?;
-        let handlers = (0..shards).map(|_| Arc::new(handler())).collect();
-        let loaded = Work::new(Current::new(handlers), shards);
+        let loaded = Work::new(Current::new(Arc::new(handler)), shards);
         runtime.block_on(serve(config, ready(loaded), &mut signals))?;
         Ok(ExitCode::SUCCESS)
     }
@@ -418,35 +416,42 @@ impl<H: Handler> Work<H> {
     /// With the metrics of whatever is `current` when they are read.
     fn new(current: Current<H>, slots: u32) -> Result<Self> {
         let read = current.clone();
-        let metrics = Metrics::new(slots, move || {
+        let metrics = Metrics::new(move || {
             let handlers = read.all();
             let uses = handlers.iter().filter_map(|handler| handler.pool_use());
-            (handlers[0].digest().clone(), uses.reduce(PoolUse::and))
+            Component {
+                digest: handlers[0].digest().clone(),
+                slots: handlers.iter().map(|handler| handler.slots()).sum(),
+                pool_use: uses.reduce(PoolUse::and),
+            }
         })?;
         Ok(Self { current, metrics, slots })
     }
 }
 
-/// Loads the component for every shard, and from then on whenever it is to be replaced.
+/// Loads the component for the first shard, and for all from then on whenever it is to be replaced. The others link it when
+/// they begin: a start with much to do for few messages would be no start.
 async fn load(
     source: Source,
     watching: Option<Watching>,
     hangups: Signal,
     grants: Grants,
-    mut limits: Limits,
+    limits: Limits,
     shards: u32,
 ) -> Result<Work<Guest>> {
     let granted = grants.clone();
-    let (guests, slots, source) = elsewhere(move || {
-        let pools = pool::pools(&mut limits, shards)?;
-        let loaded = source.load(pools[0].engine())?;
-        Ok((pool::guests(&pools, &loaded, &grants, &limits)?, limits.slots, source))
+    let (guest, slots, source) = elsewhere(move || {
+        let pools = Pools::new(&limits, shards)?;
+        let pool = pools.of_shard(0)?;
+        let loaded = Arc::new(source.load(pool.engine())?);
+        Ok((Guest::new(pool, loaded, &grants)?, pools.slots(), source))
     })
     .await?;
-    guests[0].try_out().await?;
-    let work = Work::new(Current::new(guests.into()), slots)?;
+    guest.try_out().await?;
+    let work = Work::new(Current::new(Arc::new(guest)), slots)?;
     work.metrics.add(granted.metrics())?;
-    tokio::spawn(Replacing::new(source, work.current.clone(), work.metrics.clone(), hangups, watching).run());
+    let (current, metrics) = (work.current.clone(), work.metrics.clone());
+    tokio::spawn(Replacing::new(source, current, shards as usize, metrics, hangups, watching).run());
     Ok(work)
 }
 
@@ -636,7 +641,6 @@ fn start_shards(config: &Config, start: &Start<impl Handler>) -> Result<JoinSet<
         let Start { work, health, alarm, stop } = start;
         let host = Host {
             work: work.clone(),
-            shards: config.shards,
             nats: config.nats.clone(),
             names: config.names.clone(),
             policy: config.policy.clone(),

@@ -6,7 +6,7 @@ use crate::handler::{Failure, Handler as _};
 use crate::interface::{Issue, JsonVerdict, Message, Verdict, priority_name};
 use crate::log::LogArgs;
 use crate::mails::{Format, Mail, mails};
-use crate::pool::{self, Guest};
+use crate::pool::{Guest, Pools};
 use crate::run::GuestArgs;
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
@@ -62,11 +62,11 @@ impl TriageArgs {
     /// reported on standard error, and the exit code is 1.
     pub fn execute(&self) -> Result<ExitCode> {
         let _log = self.log.start()?;
-        let (grants, mut limits) = self.guest.resolve(1)?;
+        let (grants, limits) = self.guest.resolve(1)?;
         ensure!(grants.keyvalue.nats().is_none(), "no server is asked here; use --keyvalue memory");
-        let pools = pool::pools(&mut limits, 1)?;
-        let loaded = self.cache.load(pools[0].engine(), &self.component, None)?;
-        let guest = Arc::new(Guest::new(&pools[0], &loaded, &grants, &limits)?);
+        let pool = Pools::new(&limits, 1)?.of_shard(0)?;
+        let loaded = Arc::new(self.cache.load(pool.engine(), &self.component, None)?);
+        let guest = Arc::new(Guest::new(pool, loaded, &grants)?);
         let runtime = runtime()?;
         runtime.block_on(guest.try_out())?;
 

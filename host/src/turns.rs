@@ -27,7 +27,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Poll;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -170,6 +170,7 @@ struct Running {
 }
 
 struct Shared {
+    engines: Mutex<Vec<Engine>>,
     /// All timers and `wake`.
     events: OwnedFd,
     wake: OwnedFd,
@@ -185,11 +186,11 @@ struct Watched {
 }
 
 impl Clock {
-    /// A clock for these engines.
+    /// A clock that has no engine yet.
     ///
     /// # Errors
     /// The system has no thread or no file descriptor left.
-    pub fn start(engines: Vec<Engine>) -> Result<Self> {
+    pub fn start() -> Result<Self> {
         let shared = Arc::new(Shared::new().context("make the clock of the epochs")?);
         let thread = std::thread::Builder::new()
             .name("epoch".into())
@@ -199,11 +200,16 @@ impl Clock {
                     if let Err(err) = soon_after_waking() {
                         tracing::debug!("the epoch may tick late on a busy machine: {err}");
                     }
-                    shared.run(&engines);
+                    shared.run();
                 }
             })
             .context("start the epoch's thread")?;
         Ok(Self(Arc::new(Running { shared, thread: Some(thread) })))
+    }
+
+    /// From now on the epoch of this engine ticks too.
+    pub fn add(&self, engine: Engine) {
+        self.0.shared.engines().push(engine);
     }
 
     /// Drives `call`, of a guest in this engine of the clock, unless it still waits for the host when `deadline` has passed
@@ -277,12 +283,17 @@ impl Shared {
         let wake = eventfd(0, EventfdFlags::CLOEXEC)?;
         epoll::add(&events, &wake, EventData::new_u64(0), EventFlags::IN | EventFlags::ET)?;
         Ok(Self {
+            engines: Mutex::default(),
             events,
             wake,
             threads: Mutex::default(),
             ticks_always: AtomicBool::default(),
             stopped: AtomicBool::default(),
         })
+    }
+
+    fn engines(&self) -> MutexGuard<'_, Vec<Engine>> {
+        self.engines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A timer that this clock listens to as long as it is open. Each time that it goes off is one event: nobody reads
@@ -329,7 +340,7 @@ impl Shared {
         rustix::io::write(&self.wake, &1_u64.to_ne_bytes()).expect("a counter of its own, far from its end");
     }
 
-    fn run(&self, engines: &[Engine]) {
+    fn run(&self) {
         let tick = TICK.try_into().expect("a millisecond fits");
         let mut events = Vec::with_capacity(8);
         let mut is_watching = false;
@@ -345,7 +356,7 @@ impl Shared {
             let is_called = always || failed || !events.is_empty();
             let (any, same) = self.look();
             if is_called || same {
-                engines.iter().for_each(Engine::increment_epoch);
+                self.engines().iter().for_each(Engine::increment_epoch);
             }
             is_watching = if is_called { any } else { same };
         }
@@ -366,8 +377,11 @@ impl Drop for Running {
 mod tests {
     use super::*;
 
-    fn engine() -> Engine {
-        Engine::new(&crate::engine::config()).expect("an engine")
+    fn clock() -> (Clock, Engine) {
+        let engine = Engine::new(&crate::engine::config()).expect("an engine");
+        let clock = Clock::start().expect("a clock");
+        clock.add(engine.clone());
+        (clock, engine)
     }
 
     /// Counts down for some ten seconds, as a guest would that has too much to do.
@@ -402,8 +416,7 @@ mod tests {
     /// A thread that has no timer is not left alone with a guest that computes for ever.
     #[test]
     fn turns_end_with_timers_and_without() {
-        let engine = engine();
-        let clock = Clock::start(vec![engine.clone()]).expect("a clock");
+        let (clock, engine) = clock();
         assert!(is_interrupted(&clock, &engine, Duration::ZERO));
         clock.0.shared.tick_always(&io::Error::other("as if there were none left"));
         CURRENT.with_borrow_mut(|turn| turn.timer.as_mut().expect("it was set").fd = None);
@@ -413,15 +426,14 @@ mod tests {
     /// wasmtime counts from the epoch there is when a guest goes on: ticks that came before are lost.
     #[test]
     fn a_lost_tick_is_followed_by_another() {
-        let engine = engine();
-        let clock = Clock::start(vec![engine.clone()]).expect("a clock");
+        let (clock, engine) = clock();
         assert!(is_interrupted(&clock, &engine, 3 * TICK));
     }
 
     /// As long as guests begin one after the other, the timer is put off.
     #[test]
     fn a_timer_is_put_off_by_the_next_guest() {
-        let clock = Clock::start(vec![engine()]).expect("a clock");
+        let (clock, _) = clock();
         let due = || CURRENT.with_borrow(|turn| turn.timer.as_ref().expect("it was set").due);
         let start = Instant::now();
         clock.begin(start);
@@ -435,8 +447,7 @@ mod tests {
     /// However late it is, a guest whose turn is over has not waited for the host; one that waits is given up.
     #[test]
     fn only_a_guest_that_waits_for_the_host_is_given_up() {
-        let engine = engine();
-        let clock = Clock::start(vec![engine.clone()]).expect("a clock");
+        let (clock, engine) = clock();
         let driven = |end_of_poll: State| {
             let mut polls = 0;
             let call = poll_fn(move |context| {

@@ -7,7 +7,7 @@ use crate::capabilities::Grants;
 use crate::cli::print;
 use crate::component::{Interfaces, from_bytes, machine_code, read_component, write_atomically};
 use crate::engine::Cpu;
-use crate::pool::{self, Guest, Limits};
+use crate::pool::{Guest, Limits, Pools};
 use anyhow::{Context, Result, bail, ensure};
 use layout::{Blob, Created, File, Layout, Manifest, Name, layer};
 use serde::Serialize;
@@ -17,6 +17,7 @@ use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Arguments of `host image`.
@@ -317,9 +318,9 @@ fn created() -> Result<Created> {
 
 /// Links the component and makes an instance, as `host run` does at its start.
 fn check_guest(path: &Path, component: &[u8]) -> Result<()> {
-    let pools = pool::pools(&mut WIDEST.clone(), 1)?;
-    let loaded = from_bytes(pools[0].engine(), path, component)?;
-    let guest = Guest::new(&pools[0], &loaded, &Grants::all(), &WIDEST)?;
+    let pool = Pools::new(&WIDEST, 1)?.of_shard(0)?;
+    let loaded = Arc::new(from_bytes(pool.engine(), path, component)?);
+    let guest = Guest::new(pool, loaded, &Grants::all())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     runtime.block_on(guest.try_out())
 }

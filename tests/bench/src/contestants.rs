@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result};
 use futures::executor::block_on;
 use host::handler::{Handler as _, Run};
 use host::native::{Message, Verdict};
-use host::pool::{Guest, Limits, Pool};
+use host::pool::{Guest, Limits, Pool, Pools};
 use host::{Grants, from_bytes};
 use std::fs;
 use std::hint::black_box;
@@ -112,8 +112,8 @@ pub fn contestants() -> Result<Vec<Contestant>> {
     let ordinary = tools::component("triage-ordinary")?;
     let ours = pools()?;
     let engine = ours[0].engine().clone();
-    let default_pool = [Pool::of(engine_with(InstanceAllocationStrategy::Pooling(default_pool()))?)?];
-    let on_demand = [Pool::of(engine_with(InstanceAllocationStrategy::OnDemand)?)?];
+    let default_pool = [Pool::of(engine_with(InstanceAllocationStrategy::Pooling(default_pool()))?, &LIMITS)?];
+    let on_demand = [Pool::of(engine_with(InstanceAllocationStrategy::OnDemand)?, &LIMITS)?];
     // Loaded for itself, so that it gets slots of its own: in those of others there would be their pages to wipe.
     let empty = |key, name, pools: &[Pool]| {
         let guests = Guests::load(pools, &lean)?;
@@ -233,7 +233,8 @@ fn verdict(run: Run) -> Verdict {
 /// The host's pools, one for each core.
 fn pools() -> Result<Vec<Pool>> {
     let cores = u32::try_from(thread::available_parallelism()?.get())?;
-    host::pool::pools(&mut Limits { slots: SLOTS * cores, ..LIMITS }, cores)
+    let pools = Pools::new(&Limits { slots: SLOTS * cores, ..LIMITS }, cores)?;
+    (0..cores).map(|number| pools.of_shard(number)).collect()
 }
 
 /// A component in pools, of which threads take one each as far as there are so many.
@@ -242,8 +243,9 @@ struct Guests(Arc<(Vec<Arc<Guest>>, AtomicUsize)>);
 
 impl Guests {
     fn load(pools: &[Pool], path: &Path) -> Result<Self> {
-        let loaded = from_bytes(pools[0].engine(), path, &fs::read(path)?)?;
-        let guests = host::pool::guests(pools, &loaded, &Grants::default(), &LIMITS)?;
+        let loaded = Arc::new(from_bytes(pools[0].engine(), path, &fs::read(path)?)?);
+        let guest = |pool: &Pool| Guest::new(pool.clone(), loaded.clone(), &Grants::default()).map(Arc::new);
+        let guests = pools.iter().map(guest).collect::<Result<_>>()?;
         Ok(Self(Arc::new((guests, AtomicUsize::default()))))
     }
 
