@@ -157,7 +157,7 @@ impl Pools {
             }
         };
         if let Some(why) = why {
-            tracing::warn!("there is room for {slots} slots of shard {number} instead of {wanted}: {why:#}");
+            tracing::warn!("there is room for {slots} slots instead of {wanted} in shard {number}: {why:#}");
         }
         self.clock.add(engine.clone());
         Ok(Pool { engine, slots, pools: self.clone() })
