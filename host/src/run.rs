@@ -357,7 +357,7 @@ impl ServeArgs {
         let runtime = runtime()?;
         let _entered = runtime.enter();
         let mut signals = Signals::new()?;
-        let loaded = Work::new(Current::new(Arc::new(handler)), shards);
+        let loaded = Work::new(Current::new(Arc::new(handler)), shards, shards);
         runtime.block_on(serve(config, ready(loaded), &mut signals))?;
         Ok(ExitCode::SUCCESS)
     }
@@ -413,15 +413,18 @@ impl ServeArgs {
 }
 
 impl<H: Handler> Work<H> {
-    /// With the metrics of whatever is `current` when they are read.
-    fn new(current: Current<H>, slots: u32) -> Result<Self> {
+    /// With the metrics of whatever is `current` when they are read; `slots` are those meant, until all shards have begun.
+    fn new(current: Current<H>, shards: u32, slots: u32) -> Result<Self> {
         let read = current.clone();
         let metrics = Metrics::new(move || {
             let handlers = read.all();
             let uses = handlers.iter().filter_map(|handler| handler.pool_use());
             Component {
                 digest: handlers[0].digest().clone(),
-                slots: handlers.iter().map(|handler| handler.slots()).sum(),
+                slots: match handlers.len() == shards as usize {
+                    true => handlers.iter().map(|handler| handler.slots()).sum(),
+                    false => slots,
+                },
                 pool_use: uses.reduce(PoolUse::and),
             }
         })?;
@@ -448,7 +451,7 @@ async fn load(
     })
     .await?;
     guest.try_out().await?;
-    let work = Work::new(Current::new(Arc::new(guest)), slots)?;
+    let work = Work::new(Current::new(Arc::new(guest)), shards, slots)?;
     work.metrics.add(granted.metrics())?;
     let (current, metrics) = (work.current.clone(), work.metrics.clone());
     tokio::spawn(Replacing::new(source, current, shards as usize, metrics, hangups, watching).run());
