@@ -286,6 +286,54 @@ impl Watching {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::handler::{PoolUse, Run};
+    use crate::interface::Message;
+    use futures::FutureExt as _;
+    use std::future::Pending;
+
+    /// A handler that knows whose it is. There is none for shard 9.
+    struct Of(u32);
+
+    impl Handler for Of {
+        type Call = Pending<Run>;
+
+        fn name(&self) -> String {
+            self.0.to_string()
+        }
+
+        fn digest(&self) -> &Arc<str> {
+            unreachable!("nobody asks")
+        }
+
+        fn for_shard(&self, number: u32) -> Result<Self> {
+            (number < 9).then_some(Self(number)).context("no room")
+        }
+
+        fn slots(&self) -> u32 {
+            1
+        }
+
+        fn triage(self: &Arc<Self>, _: Arc<Message>) -> Self::Call {
+            std::future::pending()
+        }
+
+        fn pool_use(&self) -> Option<PoolUse> {
+            None
+        }
+    }
+
+    /// Shards begin in any order, each with a handler of its own, and nothing is replaced before all have.
+    #[test]
+    fn every_shard_begins_with_a_handler_of_its_own() -> Result<()> {
+        let current = Current::new(Arc::new(Of(0)));
+        let places = [current.begin(2)?, current.begin(0)?, current.begin(1)?];
+        assert_eq!(places, [1, 0, 2]);
+        assert_eq!(places.map(|place| current.view(place).get().0), [2, 0, 1]);
+        assert!(current.begin(9).is_err());
+        assert!(current.complete(4).now_or_never().is_none(), "one is missing");
+        assert_eq!(current.complete(3).now_or_never().map(|handlers| handlers.len()), Some(3));
+        Ok(())
+    }
 
     #[test]
     fn a_view_follows_and_lets_go_of_what_was_replaced() {
