@@ -38,6 +38,7 @@ mod unreadable;
 
 mod component;
 mod engine;
+mod layout;
 mod log;
 mod names;
 mod nats;
