@@ -25,6 +25,9 @@ const LARGE_BYTES: usize = 500_000;
 /// Most bytes of memory, and as many of tables, that a slot keeps mapped for the next message.
 const KEPT_MAX_BYTES: f64 = 2.0 * 128.0 * 1024.0;
 
+/// Most of the triage's data, of 116 KiB, that may be mapped for a small mail: five pages it needs, and one more.
+const DATA_MAX_KIB: u64 = 24;
+
 /// Most page faults, and most system calls about memory, in a message.
 const PER_MESSAGE: f64 = 0.01;
 
@@ -87,6 +90,22 @@ async fn a_large_mail_leaves_little_to_be_wiped() -> Result<()> {
     bed.settled().await?;
     let of_all = kept().await?;
     ensure!(of_all <= KEPT_MAX_BYTES, "kept: {of_small_ones} bytes, with a large mail {of_all}");
+    Ok(())
+}
+
+/// What of its data every mail needs lies together: each page that is there, used or not, is looked at after each message.
+#[tokio::test]
+async fn a_small_mail_is_given_few_pages_of_the_guests_data() -> Result<()> {
+    let bed = Bed::new().await?;
+    let mut host = Host::on(bed.server.url()).args(["--slots", "1", "--shards", "1", "--no-cache"]).start().await?;
+    host.until_ready(SOON).await?;
+    publish(&bed, 10).await?;
+    let smaps = fs::read_to_string(format!("/proc/{}/smaps", host.process().id()))?;
+    // Of the mappings of the compiled component only the slot's memory, which begins with its data, can be written to.
+    let mut lines = smaps.lines().skip_while(|line| !(line.contains(" rw-p ") && line.contains("mailroom-cwasm")));
+    let kib = lines.find_map(|line| line.strip_prefix("Rss:")).context("the slot's memory")?;
+    let kib: u64 = kib.trim().trim_end_matches(" kB").parse()?;
+    ensure!((4..=DATA_MAX_KIB).contains(&kib), "a small mail was given {kib} KiB; see xtask/src/guests.rs");
     Ok(())
 }
 
