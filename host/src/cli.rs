@@ -20,7 +20,10 @@ pub(crate) struct Cli {
     command: Command,
 }
 
+/// The arguments of a command are only made when it is the one that was typed, which shortens every start. What `--help`
+/// says of it has to stand in both places then, here and at its arguments.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 enum Command {
     /// Fetch messages and run the component on each: the loop
     Run(Box<RunArgs>),
@@ -203,5 +206,12 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+        let about = |command: &clap::Command| -> Vec<Option<String>> {
+            command.get_subcommands().map(|command| command.get_about().map(ToString::to_string)).collect()
+        };
+        let mut command = Cli::command();
+        let listed = about(&command);
+        command.build();
+        assert_eq!(about(&command)[..listed.len()], listed, "what a command says of itself, and what all say of it");
     }
 }

@@ -400,7 +400,7 @@ mod compiling {
     };
     use wit_component::{ComponentEncoder, DecodedWasm, OutputToString, WitPrinter};
 
-    /// Arguments of `host compile`.
+    /// Compile a component to machine code, or make a component of a core module
     #[derive(Debug, clap::Args)]
     #[command(after_help = "Examples:
   host compile triage.wasm                            writes triage.cwasm, machine code for `host run`
@@ -417,7 +417,7 @@ mod compiling {
         cpu: Cpu,
     }
 
-    /// Arguments of `host inspect`.
+    /// Show what a component imports and exports, and what it would need to be granted
     #[derive(Debug, clap::Args)]
     pub struct InspectArgs {
         /// A component, a core module with its world embedded, or a .cwasm

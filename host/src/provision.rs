@@ -19,7 +19,7 @@ use std::time::{Duration, SystemTime};
 /// How long the server may take to answer one request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What to create, as typed.
+/// Create or check the streams, the consumer and the key-value bucket
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -31,7 +31,7 @@ const IN_FLIGHT_MAX_BYTES: usize = 64 * 1024 * 1024;
 /// How far `--rate` may lag behind and still catch up.
 const CATCH_UP: Duration = Duration::from_millis(20);
 
-/// What to publish, as typed.
+/// Put mails from files, mbox files, Maildirs or standard input into the stream
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Exit codes, as mail servers understand them (sysexits.h):

@@ -152,7 +152,7 @@ impl GuestArgs {
     }
 }
 
-/// Arguments of `host run`, as typed.
+/// Fetch messages and run the component on each: the loop
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   host run --component triage.wasm --dev               try it: brings its own nats-server

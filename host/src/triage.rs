@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Arguments of `host triage`.
+/// Print the verdicts on mails from disk, without NATS
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   host triage triage.wasm mail.eml

@@ -19,7 +19,7 @@ use time::format_description::well_known::Rfc3339;
 /// How long the server may take to answer one request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What to print, as typed.
+/// Print the stored verdicts
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -38,7 +38,7 @@ const FAILURES_MAX: u64 = 10;
 /// The narrowest terminal on which there is room for ids.
 const WIDE: usize = 140;
 
-/// What to do with dead letters, as typed.
+/// List, show, run again or remove dead letters: messages that got no verdict
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -20,7 +20,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Arguments of `host image`.
+/// Make a container image of a component, without a container engine
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples, with an image for nodes that have the shim, and one for all others:
   host image triage.wasm --name registry.example.com/team/triage:1.0

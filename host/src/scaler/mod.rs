@@ -65,7 +65,7 @@ const BEAT: Duration = Duration::from_secs(1);
 /// Longest wait for watchers to be removed when it stops.
 const STOP_MAX: Duration = Duration::from_secs(5);
 
-/// Arguments of `host scaler`, as typed.
+/// Tell KEDA how many hosts there should be: an external scaler
 #[derive(Debug, clap::Args)]
 #[command(after_help = "A trigger of type `external-push` names this scaler and a consumer:
   metadata:
