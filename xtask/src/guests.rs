@@ -24,9 +24,10 @@ const SIMD: &str = "-C target-feature=+simd128";
 /// - The stack lies at the bottom, below the data, so that its overflow traps instead of overwriting them. It is small
 ///   so that it leaves the initial memory to the heap, and so that its pages stay few.
 /// - Where it ends, the data begin. Whoever reads a page of them is given the rest of its 64 KiB too (`fault_around_bytes`
-///   of the kernel), and every page that is there costs each later scan of the slot. What every mail needs, 11 KiB, is the
-///   end of the data, see `guest/Cargo.toml`. With a stack of this size it begins with a new 64 KiB, at 192, and ends
-///   where it begins a page, the rest of which is the heap of a small mail. A test keeps it so.
+///   of the kernel), and every page that is there costs each later scan of the slot. What a small mail needs of the
+///   triage's data, 11 KiB, is their end, see `guest/Cargo.toml`. With a stack of this size it lies behind 192 KiB, where
+///   64 KiB begin, and leaves most of its last page to the heap. A test says when that is so no longer: then choose another
+///   multiple of 16, with which the data end 12 to 13 KiB behind a multiple of 64. Other guests' data differ.
 /// - The initial memory, which [`Guest::cargo`] adds, is the heap: a bump allocator in it never grows the memory, and
 ///   each growth costs system calls.
 const LEAN: &str = "-C target-feature=+simd128 -C link-arg=-zstack-size=93632";
@@ -34,7 +35,7 @@ const LEAN: &str = "-C target-feature=+simd128 -C link-arg=-zstack-size=93632";
 /// Holds the data of the program and any ordinary mail; a larger one grows the memory, slower but right.
 const INITIAL_MEMORY_BYTES: u64 = 512 * 1024;
 
-/// Name the models that are put into the triage, see `guest/component/build.rs`.
+/// The variables that name the models that are put into the triage, see `guest/component/build.rs`.
 const MODELS: [&str; 2] = ["MAILROOM_TEAM_MODEL", "MAILROOM_PRIORITY_MODEL"];
 
 /// Memory comes in pages of so many bytes.

@@ -25,7 +25,7 @@ const LARGE_BYTES: usize = 500_000;
 /// Most bytes of memory, and as many of tables, that a slot keeps mapped for the next message.
 const KEPT_MAX_BYTES: f64 = 2.0 * 128.0 * 1024.0;
 
-/// Most of the triage's data, of 116 KiB, that may be mapped for a small mail: five pages it needs, and one more.
+/// Most of the 30 pages with the triage's data that may be mapped for a small mail: the five it needs, and one more.
 const DATA_MAX_KIB: u64 = 24;
 
 /// Most page faults, and most system calls about memory, in a message.
