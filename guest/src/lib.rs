@@ -1,7 +1,7 @@
 //! Mail triage in plain Rust: how urgent a mail is, which issue it belongs to, and which queue takes it.
 //!
 //! ```
-//! use guest::{Priority, Rules, triage};
+//! use triage_rules::{Priority, Rules, triage};
 //!
 //! let mail = b"From: night@example.org\nTo: help@example.com\nSubject: Outage: the shop is down\n\nSince 02:10.\n";
 //! let verdict = triage(mail, &Rules::defaults()).expect("a mail");
