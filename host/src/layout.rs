@@ -301,9 +301,7 @@ impl Layout {
         );
         Ok(())
     }
-}
 
-impl Layout {
     /// A setting that a flag gives.
     fn setting(&self, name: &'static str, flag: &'static str, value: Value) -> Setting {
         let lasting = self.given.has(&flag.trim_start_matches('-').replace('-', "_"));
@@ -479,7 +477,8 @@ impl Setting {
 
 impl Wanted {
     /// Everything in the layout: the stream of parked retries, which the message stream may have among its sources,
-    /// message stream, consumer, verdict stream, dead-letter stream, perhaps the bucket.
+    /// message stream, consumer, verdict stream, dead-letter stream, perhaps the bucket; where the server has no schedules,
+    /// the consumer of parked retries.
     pub fn all(layout: &Layout, server: Server) -> Vec<Self> {
         let Layout { names, mail_max_age, verdict_max_age, dead_max_age, .. } = layout;
         let [mail_max_bytes, verdict_max_bytes, dead_max_bytes, bucket_max_bytes] = layout.max_bytes;
