@@ -1,6 +1,7 @@
 //! Components on disk: telling them apart, loading, compiling, keeping what was compiled, making one of a core module,
 //! inspecting.
 
+use crate::scheduling::let_others_go_first;
 use anyhow::{Context, Result, bail};
 use rustix::fs::{MemfdFlags, SealFlags, StatVfsMountFlags, fcntl_add_seals, memfd_create};
 use std::fmt;
@@ -332,6 +333,7 @@ fn opened(mut file: impl Read, bytes: u64, mut copy: impl Write) -> std::io::Res
         let piece = &mut piece[..usize::try_from(left).unwrap_or(PIECE_BYTES).min(PIECE_BYTES)];
         file.read_exact(piece)?;
         hash.update(piece);
+        let_others_go_first();
         copy.write_all(piece)?;
         left -= piece.len() as u64;
     }

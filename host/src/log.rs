@@ -22,7 +22,7 @@ const BUFFERED_LINES: usize = 4 << 10;
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Log")]
 pub struct LogArgs {
-    /// What to log: error, warn, info, debug or trace, also by module: `info,host::settle=debug,guest=off`
+    /// What to log: error, warn, info or debug, also by module: `info,host::settle=debug,guest=off`
     #[arg(long, value_name = "FILTER", env = "MAILROOM_LOG", default_value = "info")]
     log: String,
 

@@ -38,8 +38,9 @@ const PARTS_MAX: u32 = 32;
 /// The bounds on instances.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Most instances alive at the same time, over all shards.
-    pub slots: u32,
+    /// Most instances alive at the same time, over all shards. Nothing: 64 a shard, or as many as can keep their memory
+    /// within half of the memory limit, but one a shard.
+    pub slots: Option<u32>,
     /// Most linear memory of one instance, in bytes.
     pub memory_max_bytes: usize,
     /// Most time for one message, from instantiation to answer, waiting included. Kept to a millisecond.
@@ -71,17 +72,11 @@ const OTHER_MAPPINGS: u64 = 2_000;
 /// How much of the memory limit the slots may keep for the next instances: one part in so many.
 const KEPT_PART: u64 = 2;
 
-/// The slots of a host with that many shards whose operator does not say how many: 64 a shard, or as many as can keep
-/// their memory within half of the memory limit, but one a shard.
-pub fn slots_by_default(shards: u32) -> u32 {
-    let wanted = SLOTS_PER_SHARD.saturating_mul(shards).min(SLOTS_MAX);
-    fitting(wanted, shards, room::memory_limit().map(|limit| limit / KEPT_PART / (2 * KEEP_RESIDENT_BYTES as u64)))
-}
-
 /// Where the instances of all shards live: a pool for each, made when the shard begins.
 pub struct Pools {
     limits: Limits,
     shards: u32,
+    slots: u32,
     kept_bytes: usize,
     clock: Clock,
 }
@@ -93,9 +88,13 @@ impl Pools {
     /// # Errors
     /// The system has no thread or no file descriptor left.
     pub fn new(limits: &Limits, shards: u32) -> Result<Arc<Self>> {
-        let mut limits = limits.clone();
-        let wanted = limits.slots;
-        let mut why = "";
+        let memory_limit = room::memory_limit();
+        let wanted = limits.slots.unwrap_or_else(|| {
+            let usual = SLOTS_PER_SHARD.saturating_mul(shards).min(SLOTS_MAX);
+            let kept = |limit| limit / KEPT_PART / (2 * KEEP_RESIDENT_BYTES as u64);
+            fitting(usual, shards, memory_limit.map(kept))
+        });
+        let (mut slots, mut why) = (wanted, "");
         for (room, reason) in [
             (
                 room::address_space_max().map(|bytes| bytes.saturating_sub(OTHER_ADDRESS_BYTES) / SLOT_ADDRESS_BYTES),
@@ -106,28 +105,28 @@ impl Pools {
                 "each takes some of the memory mappings that a process may have (vm.max_map_count)",
             ),
         ] {
-            let slots = fitting(limits.slots, shards, room.map(|slots| slots.saturating_sub(SPARE_SLOTS.into())));
-            if slots < limits.slots {
-                limits.slots = slots;
+            let fit = fitting(slots, shards, room.map(|slots| slots.saturating_sub(SPARE_SLOTS.into())));
+            if fit < slots {
+                slots = fit;
                 why = reason;
             }
         }
-        if limits.slots < wanted {
-            tracing::warn!("there is room for {} slots instead of {wanted}, and so many are used: {why}", limits.slots);
+        if slots < wanted {
+            tracing::warn!("there is room for {slots} slots instead of {wanted}, and so many are used: {why}");
         }
-        let kept_bytes = match room::memory_limit() {
+        let kept_bytes = match memory_limit {
             Some(limit) => {
-                let all = u64::from(limits.slots + SPARE_SLOTS);
+                let all = u64::from(slots + SPARE_SLOTS);
                 (limit / KEPT_PART / 2 / all).min(KEEP_RESIDENT_BYTES as u64) as usize
             }
             None => KEEP_RESIDENT_BYTES,
         };
-        Ok(Arc::new(Self { limits, shards, kept_bytes, clock: Clock::start()? }))
+        Ok(Arc::new(Self { limits: limits.clone(), shards, slots, kept_bytes, clock: Clock::start()? }))
     }
 
     /// Most instances alive at the same time, over all shards, unless [`Pools::of_shard`] finds room for fewer.
     pub fn slots(&self) -> u32 {
-        self.limits.slots
+        self.slots
     }
 
     /// The pool of the shard with this number. If its slots cannot be mapped, it says so in the log and makes do with half
@@ -136,7 +135,7 @@ impl Pools {
     /// # Errors
     /// There is no room for one.
     pub fn of_shard(self: &Arc<Self>, number: u32) -> Result<Pool> {
-        let wanted = self.limits.slots / self.shards + u32::from(number < self.limits.slots % self.shards);
+        let wanted = self.slots / self.shards + u32::from(number < self.slots % self.shards);
         let spare = if number == 0 { SPARE_SLOTS } else { 0 };
         let mut slots = wanted;
         let mut why = None;
@@ -201,7 +200,7 @@ impl Pool {
     pub fn of(engine: Engine, limits: &Limits) -> Result<Self> {
         let pools = Pools::new(limits, 1)?;
         pools.clock.add(engine.clone());
-        Ok(Self { engine, slots: limits.slots, pools })
+        Ok(Self { engine, slots: pools.slots, pools })
     }
 
     /// What compiled code has to fit.
@@ -512,7 +511,7 @@ mod fuzz {
     use std::path::{Path, PathBuf};
 
     const LIMITS: Limits = Limits {
-        slots: 1,
+        slots: Some(1),
         memory_max_bytes: 64 << 20,
         deadline: Duration::from_secs(30),
         output_max_bytes: 64 << 10,

@@ -13,11 +13,11 @@ use crate::log::LogArgs;
 use crate::names::{NameArgs, Names};
 use crate::nats::{Nats, NatsArgs, check_jetstream};
 use crate::parking::Mover;
-use crate::pool::{self, Guest, Limits, Pools, SLOTS_MAX};
+use crate::pool::{Guest, Limits, Pools, SLOTS_MAX};
 use crate::provision::{Mode, provision};
 use crate::replacement::{Current, Replacing, Source, Watching, elsewhere};
 use crate::room;
-use crate::scheduling::soon_after_waking;
+use crate::scheduling::{let_others_go_first, soon_after_waking};
 use crate::settle::Policy;
 use crate::sink::Sink;
 use crate::unreadable::{Alarm, Search};
@@ -39,7 +39,7 @@ use std::time::Duration;
 use tokio::select;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, yield_now};
 
 /// How often the consumer's backlog is asked for.
 const BACKLOG_INTERVAL: Duration = Duration::from_secs(5);
@@ -120,11 +120,11 @@ pub struct GuestArgs {
 }
 
 impl GuestArgs {
-    /// Checks the bounds, for `slots` instances.
+    /// Checks the bounds, for `slots` instances or as many as are usual.
     ///
     /// # Errors
     /// A bound that no guest could live with, or a configuration that is none.
-    pub fn resolve(&self, slots: u32) -> Result<(Grants, Limits)> {
+    pub fn resolve(&self, slots: Option<u32>) -> Result<(Grants, Limits)> {
         ensure!(!self.deadline.is_zero(), "--deadline 0s leaves no time to run; 1s is usual");
         let memory = self.memory_max.as_u64();
         ensure!(
@@ -330,8 +330,8 @@ impl RunArgs {
         Ok(ExitCode::SUCCESS)
     }
 
-    fn slots(&self, shards: u32) -> Result<u32> {
-        let slots = self.slots.unwrap_or_else(|| pool::slots_by_default(shards));
+    fn slots(&self, shards: u32) -> Result<Option<u32>> {
+        let Some(slots) = self.slots else { return Ok(None) };
         ensure!(
             slots >= shards,
             "--slots {slots}: every one of the {shards} shards needs a slot; fewer --shards or more --slots"
@@ -341,7 +341,7 @@ impl RunArgs {
             "--slots {slots}: at most {SLOTS_MAX}, since each takes 4 GiB of address space; a shard that only computes \
              needs few, and more hosts share a consumer"
         );
-        Ok(slots)
+        Ok(Some(slots))
     }
 }
 
@@ -447,6 +447,7 @@ async fn load(
     let (guest, slots, source) = elsewhere(move || {
         let pools = Pools::new(&limits, shards)?;
         let pool = pools.of_shard(0)?;
+        let_others_go_first();
         let loaded = Arc::new(source.load(pool.engine())?);
         Ok((Guest::new(pool, loaded, &grants)?, pools.slots(), source))
     })
@@ -474,6 +475,8 @@ async fn serve<H: Handler>(
     let (loaded, work) = watch::channel(None);
     let start = Start { work, health: health.clone(), alarm: alarm.clone(), stop: stop.clone() };
     let opening = tokio::spawn(open(config.clone(), connected, start));
+    // The server has something to do, then, while the thread is made that loads.
+    yield_now().await;
     let work = select! {
         work = load => work?,
         name = signals.next() => {

@@ -28,6 +28,13 @@ pub fn soon_after_waking() -> io::Result<()> {
     set(libc::SCHED_OTHER, libc::SCHED_FLAG_RESET_ON_FORK, SLICE)
 }
 
+/// Lets threads go first that wait for the calling thread's processor. For one that computes for milliseconds: whoever was
+/// woken up there meanwhile, the server for example, is not moved to another processor, even if one is idle, and otherwise
+/// waits until the time slice ends. With slices as short as [`soon_after_waking`] makes them, it is let in again soon.
+pub fn let_others_go_first() {
+    std::thread::yield_now();
+}
+
 /// How long the calling thread has computed in its life.
 pub fn computed() -> Duration {
     // It cannot be negative.

@@ -62,7 +62,7 @@ impl TriageArgs {
     /// reported on standard error, and the exit code is 1.
     pub fn execute(&self) -> Result<ExitCode> {
         let _log = self.log.start()?;
-        let (grants, limits) = self.guest.resolve(1)?;
+        let (grants, limits) = self.guest.resolve(Some(1))?;
         ensure!(grants.keyvalue.nats().is_none(), "no server is asked here; use --keyvalue memory");
         let pool = Pools::new(&limits, 1)?.of_shard(0)?;
         let loaded = Arc::new(self.cache.load(pool.engine(), &self.component, None)?);

@@ -137,7 +137,7 @@ const CA_CERTIFICATES: &str = "etc/ssl/certs/ca-certificates.crt";
 
 /// The bounds for trying the component out, as wide as `host run` might be told to set them.
 const WIDEST: Limits = Limits {
-    slots: 1,
+    slots: Some(1),
     memory_max_bytes: 4 << 30,
     deadline: Duration::from_secs(10),
     output_max_bytes: 64 << 20,

@@ -33,7 +33,7 @@ const BATCH: u32 = 100;
 
 /// The bounds of the host's defaults.
 const LIMITS: Limits = Limits {
-    slots: SLOTS,
+    slots: Some(SLOTS),
     memory_max_bytes: 64 << 20,
     deadline: Duration::from_secs(1),
     output_max_bytes: 64 << 10,
@@ -233,7 +233,7 @@ fn verdict(run: Run) -> Verdict {
 /// The host's pools, one for each core.
 fn pools() -> Result<Vec<Pool>> {
     let cores = u32::try_from(thread::available_parallelism()?.get())?;
-    let pools = Pools::new(&Limits { slots: SLOTS * cores, ..LIMITS }, cores)?;
+    let pools = Pools::new(&Limits { slots: Some(SLOTS * cores), ..LIMITS }, cores)?;
     (0..cores).map(|number| pools.of_shard(number)).collect()
 }
 
