@@ -7,7 +7,10 @@ use crate::run::RunArgs;
 use crate::triage::TriageArgs;
 use crate::verdicts::VerdictsArgs;
 use anyhow::{Context as _, Result};
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::builder::{BoolishValueParser, TypedValueParser as _};
+use clap::error::ErrorKind;
+use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
@@ -73,6 +76,10 @@ impl Cli {
     /// `host publish` ends with 64 then, which mail servers know as a wrong command line, all others with 2.
     fn from_command_line(version: &'static str) -> Self {
         let mut command = Self::command().long_version(version);
+        if std::env::vars_os().any(|(name, value)| name.as_encoded_bytes().starts_with(b"MAILROOM_") && is_no(&value)) {
+            command.build();
+            command = without_denied(command);
+        }
         let matches = command.try_get_matches_from_mut(std::env::args_os());
         let cli = matches.and_then(|matches| Self::from_arg_matches(&matches).map_err(|err| err.format(&mut command)));
         cli.unwrap_or_else(|err| {
@@ -116,6 +123,28 @@ impl Cli {
     }
 }
 
+/// The command, where a flag that its variable denies, as in `MAILROOM_CHECK=0`, is as good as not given: it contradicts no
+/// other flag, and none that needs it may come alone.
+fn without_denied(command: clap::Command) -> clap::Command {
+    let command = command.mut_args(|arg| {
+        let value = arg.get_env().filter(|_| matches!(arg.get_action(), ArgAction::SetTrue)).and_then(std::env::var_os);
+        // There is no variable without a name.
+        if value.is_some_and(|value| is_no(&value)) { arg.env("").hide_env(true) } else { arg }
+    });
+    command.mut_subcommands(without_denied)
+}
+
+/// Whether a flag's variable of this value denies the flag.
+fn is_no(value: &OsStr) -> bool {
+    matches!(BoolishValueParser::new().parse_ref(&clap::Command::default(), None, value), Ok(false))
+}
+
+/// Arguments that are well formed, each for itself, and make no sense: the process says so and ends as for others that it
+/// does not understand.
+pub(crate) fn wrong_usage(err: anyhow::Error) -> anyhow::Error {
+    clap::Error::raw(ErrorKind::ValueValidation, format!("{err:#}\n")).into()
+}
+
 /// Where a pod's process leaves its last words, which Kubernetes then shows in the pod's status.
 const TERMINATION_LOG: &str = "/dev/termination-log";
 
@@ -132,6 +161,10 @@ pub fn main(version: &'static str) -> ExitCode {
 pub(crate) fn end(result: Result<ExitCode>) -> ExitCode {
     match result {
         Ok(code) => code,
+        Err(err) if err.is::<clap::Error>() => {
+            eprint!("{err}");
+            ExitCode::from(2)
+        }
         Err(err) => {
             let message = format!("error: {err:#}");
             eprintln!("{message}");

@@ -49,7 +49,7 @@ pub struct ProvisionArgs {
     update: bool,
 
     /// With --update: make a stream smaller though the server deletes messages then, verdicts or dead letters
-    #[arg(long, env = "MAILROOM_ALLOW_LOSS", value_parser = clap::builder::BoolishValueParser::new(), help_heading = "Mode")]
+    #[arg(long, env = "MAILROOM_ALLOW_LOSS", value_parser = clap::builder::BoolishValueParser::new(), requires = "update", help_heading = "Mode")]
     allow_loss: bool,
 
     /// Print the report as JSON

@@ -35,7 +35,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::select;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -159,7 +159,8 @@ impl GuestArgs {
   host provision && host run --component triage.wasm   on the server at 127.0.0.1:4222
   host run --component triage.cwasm --server tls://nats.example.com --creds host.creds
 
-SIGTERM and SIGINT drain: nothing more is fetched, what runs is finished within --grace. A second one exits at once.
+SIGTERM and SIGINT drain: nothing more is fetched, what runs is finished within --grace. A second one exits at once, unless
+it follows the first within 100 ms, as from timeout(1).
 SIGHUP loads the component anew, for the messages that come then; one that does not fit changes nothing.
 Exit codes: 0 drained, 1 could not start or go on, 2 wrong usage.")]
 pub struct RunArgs {
@@ -711,7 +712,13 @@ pub struct Signals {
     on_terminal: bool,
     /// The number of the last one; 0 before the first.
     pub last: i32,
+    /// Until when the same one is its echo.
+    echo_until: Instant,
 }
+
+/// How soon after a signal the same one is its echo: timeout(1) sends it to its child and then to its child's process group,
+/// and after Ctrl-C the terminal was faster than either. Nobody asks twice so quickly.
+const ECHO_MAX: Duration = Duration::from_millis(100);
 
 impl Signals {
     /// Takes them from now on.
@@ -722,23 +729,32 @@ impl Signals {
         let terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
         let interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
         let hangup = signal(SignalKind::hangup()).context("handle SIGHUP")?;
-        Ok(Self { terminate, interrupt, hangup, on_terminal: stderr().is_terminal(), last: 0 })
+        Ok(Self {
+            terminate,
+            interrupt,
+            hangup,
+            on_terminal: stderr().is_terminal(),
+            last: 0,
+            echo_until: Instant::now(),
+        })
     }
 
     /// Waits for the next one and names it.
+    ///
+    /// Cancel safe: none is lost.
     pub async fn next(&mut self) -> &'static str {
-        select! {
-            _ = self.terminate.recv() => {
-                self.last = SignalKind::terminate().as_raw_value();
-                "SIGTERM"
-            }
-            _ = self.interrupt.recv() => {
-                self.last = SignalKind::interrupt().as_raw_value();
-                "SIGINT"
-            }
-            () = terminal_closed(&mut self.hangup, self.on_terminal) => {
-                self.last = SignalKind::hangup().as_raw_value();
-                "the terminal was closed"
+        loop {
+            let (kind, name) = select! {
+                _ = self.terminate.recv() => (SignalKind::terminate(), "SIGTERM"),
+                _ = self.interrupt.recv() => (SignalKind::interrupt(), "SIGINT"),
+                () = terminal_closed(&mut self.hangup, self.on_terminal) => {
+                    (SignalKind::hangup(), "the terminal was closed")
+                }
+            };
+            let number = kind.as_raw_value();
+            if number != self.last || Instant::now() > self.echo_until {
+                (self.last, self.echo_until) = (number, Instant::now() + ECHO_MAX);
+                return name;
             }
         }
     }

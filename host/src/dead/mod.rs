@@ -2,7 +2,7 @@
 
 mod letters;
 
-use crate::cli::{counted, harmless, is_broken_pipe, print};
+use crate::cli::{counted, harmless, is_broken_pipe, print, wrong_usage};
 use crate::letter::{RAW_HEADERS, SUBJECT, check_id, new_headers, replay_headers};
 use crate::names::covers;
 use crate::nats::{find, innermost};
@@ -221,7 +221,7 @@ impl DeadArgs {
 
 impl ListArgs {
     async fn execute(self) -> Result<ExitCode> {
-        let filter = self.filter.resolve()?;
+        let filter = self.filter.resolve().map_err(wrong_usage)?;
         let dead = DeadLetters::open(self.place).await?;
         let mut letters = dead.after(self.after, filter.since).await?;
         let mut table = Table::new(self.json);
@@ -296,7 +296,7 @@ struct Whole<'a> {
 
 impl ReplayArgs {
     async fn execute(self) -> Result<ExitCode> {
-        let selection = self.change.selection.resolve("replay")?;
+        let selection = self.change.selection.resolve("replay").map_err(wrong_usage)?;
         let dead = DeadLetters::open(self.change.place).await?;
         if !self.as_new {
             check_replayable(&dead).await?;
@@ -315,7 +315,7 @@ impl ReplayArgs {
 
 impl DropArgs {
     async fn execute(self) -> Result<ExitCode> {
-        let selection = self.change.selection.resolve("drop")?;
+        let selection = self.change.selection.resolve("drop").map_err(wrong_usage)?;
         let can_ask = io::stdin().is_terminal() && io::stderr().is_terminal();
         ensure!(
             self.yes || self.change.dry_run || can_ask,

@@ -495,5 +495,36 @@ async fn wrong_usage_is_exit_code_2() -> Result<()> {
         ensure!(output.code() == Some(2) && output.stdout.is_empty(), "{args:?}: {output:?}");
         ensure!(output.stderr.contains("--help") || output.stderr.contains("Commands:"), "{args:?}: {output:?}");
     }
+    for (args, words) in [
+        (&["dead", "replay"][..], "replay which letters?"),
+        (&["dead", "drop", "--all", "17"], "exclude each other"),
+        (&["dead", "list", "--reason", "nonsense"], "nonsense"),
+        (&["provision", "--allow-loss"], "--update"),
+    ] {
+        let output = command::host(args).await?;
+        ensure!(output.code() == Some(2) && output.stdout.is_empty(), "{args:?}: {output:?}");
+        ensure!(output.stderr.starts_with("error: ") && output.stderr.contains(words), "{args:?}: {output:?}");
+    }
+    Ok(())
+}
+
+/// A flag that its variable denies is as good as not given.
+#[tokio::test]
+async fn a_denied_flag_contradicts_nothing() -> Result<()> {
+    let (host, actor) = (tools::host()?, tools::component("actor")?);
+    let args: [&OsStr; 4] = ["MAILROOM_JSON=no".as_ref(), host.as_ref(), "inspect".as_ref(), "--wit".as_ref()];
+    let wit = command::run("/usr/bin/env", args.into_iter().chain([actor.as_ref()]), b"", Duration::from_secs(60))
+        .await?
+        .success()?;
+    ensure!(wit.stdout.contains("export mailroom:triage"), "{wit:?}");
+    let args: [&OsStr; 4] = ["MAILROOM_JSON=no".as_ref(), host.as_ref(), "triage".as_ref(), "--names".as_ref()];
+    let refused = command::run(
+        "/usr/bin/env",
+        args.into_iter().chain([actor.as_ref(), "-".as_ref()]),
+        b"",
+        Duration::from_secs(60),
+    )
+    .await?;
+    ensure!(refused.code() == Some(2) && refused.stderr.contains("--json"), "{refused:?}");
     Ok(())
 }
