@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use clap::builder::{BoolishValueParser, TypedValueParser as _};
 use clap::error::ErrorKind;
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
-use std::ffi::OsStr;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
@@ -76,11 +76,15 @@ impl Cli {
     /// `host publish` ends with 64 then, which mail servers know as a wrong command line, all others with 2.
     fn from_command_line(version: &'static str) -> Self {
         let mut command = Self::command().long_version(version);
-        if std::env::vars_os().any(|(name, value)| name.as_encoded_bytes().starts_with(b"MAILROOM_") && is_no(&value)) {
+        let matches = command.try_get_matches_from_mut(std::env::args_os()).or_else(|err| {
+            if !err.use_stderr() {
+                return Err(err);
+            }
+            // Only now, since it takes a start's worth of time.
             command.build();
-            command = without_denied(command);
-        }
-        let matches = command.try_get_matches_from_mut(std::env::args_os());
+            command = without_denied(std::mem::take(&mut command));
+            command.try_get_matches_from_mut(std::env::args_os())
+        });
         let cli = matches.and_then(|matches| Self::from_arg_matches(&matches).map_err(|err| err.format(&mut command)));
         cli.unwrap_or_else(|err| {
             // Without a terminal or a reader there is nobody to tell.
@@ -123,20 +127,16 @@ impl Cli {
     }
 }
 
-/// The command, where a flag that its variable denies, as in `MAILROOM_CHECK=0`, is as good as not given: it contradicts no
-/// other flag, and none that needs it may come alone.
+/// The command, where a flag that its variable denies, as in `MAILROOM_CHECK=0`, contradicts no other flag: clap looks
+/// whether it is given, not what it says.
 fn without_denied(command: clap::Command) -> clap::Command {
+    let is_no =
+        |value: OsString| matches!(BoolishValueParser::new().parse(&clap::Command::default(), None, value), Ok(false));
     let command = command.mut_args(|arg| {
         let value = arg.get_env().filter(|_| matches!(arg.get_action(), ArgAction::SetTrue)).and_then(std::env::var_os);
-        // There is no variable without a name.
-        if value.is_some_and(|value| is_no(&value)) { arg.env("").hide_env(true) } else { arg }
+        if value.is_some_and(is_no) { arg.env(None::<&'static str>) } else { arg }
     });
     command.mut_subcommands(without_denied)
-}
-
-/// Whether a flag's variable of this value denies the flag.
-fn is_no(value: &OsStr) -> bool {
-    matches!(BoolishValueParser::new().parse_ref(&clap::Command::default(), None, value), Ok(false))
 }
 
 /// Arguments that are well formed, each for itself, and make no sense: the process says so and ends as for others that it
@@ -161,16 +161,19 @@ pub fn main(version: &'static str) -> ExitCode {
 pub(crate) fn end(result: Result<ExitCode>) -> ExitCode {
     match result {
         Ok(code) => code,
-        Err(err) if err.is::<clap::Error>() => {
-            eprint!("{err}");
-            ExitCode::from(2)
-        }
-        Err(err) => {
-            let message = format!("error: {err:#}");
-            eprintln!("{message}");
-            leave_last_words(&message);
-            ExitCode::FAILURE
-        }
+        Err(err) => match err.downcast::<clap::Error>() {
+            Ok(wrong_usage) => {
+                // Without a reader there is nobody to tell.
+                let _ = wrong_usage.print();
+                ExitCode::from(2)
+            }
+            Err(err) => {
+                let message = format!("error: {err:#}");
+                let _ = writeln!(io::stderr(), "{message}");
+                leave_last_words(&message);
+                ExitCode::FAILURE
+            }
+        },
     }
 }
 

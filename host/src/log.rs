@@ -6,6 +6,7 @@ use anyhow::{Result, anyhow};
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use tracing::field::Field;
+use tracing::level_filters::STATIC_MAX_LEVEL;
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::field::MakeExt as _;
 use tracing_subscriber::filter::Targets;
@@ -52,6 +53,8 @@ impl LogArgs {
         let filter = format!("async_nats=warn,wasmtime_wasi_http=off,{}", self.log);
         // Not the filter that also knows spans: making its regular expressions takes a millisecond at every start.
         let filter: Targets = filter.parse().map_err(|err| anyhow!("--log {:?}: {err}", self.log))?;
+        let beyond =
+            filter.iter().map(|(_, level)| level).chain(filter.default_level()).any(|level| level > STATIC_MAX_LEVEL);
         let terminal = io::stderr().is_terminal();
         let json = match self.log_format {
             LogFormat::Auto => !terminal,
@@ -68,6 +71,9 @@ impl LogArgs {
             let fields = debug_fn(write_field).delimited(" ");
             let layer = layer().with_target(false).with_writer(writer).with_ansi(terminal).fmt_fields(fields);
             registry.with(layer).init();
+        }
+        if beyond {
+            tracing::warn!("--log {:?}: this executable says no more than at level {STATIC_MAX_LEVEL}", self.log);
         }
         Ok(guard)
     }

@@ -39,7 +39,7 @@ const PARTS_MAX: u32 = 32;
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// Most instances alive at the same time, over all shards. Nothing: 64 a shard, or as many as can keep their memory
-    /// within half of the memory limit, but one a shard.
+    /// within half of the memory limit, but at least one a shard.
     pub slots: Option<u32>,
     /// Most linear memory of one instance, in bytes.
     pub memory_max_bytes: usize,
@@ -82,7 +82,7 @@ pub struct Pools {
 }
 
 impl Pools {
-    /// Room for `limits.slots` instances, over all shards. If there is no room for so many, it says so in the log and makes
+    /// Room for as many instances as `limits` say, over all shards. If there is no room for so many, it says so in the log and makes
     /// do with fewer, but at least one a shard.
     ///
     /// # Errors
@@ -105,7 +105,7 @@ impl Pools {
                 "each takes some of the memory mappings that a process may have (vm.max_map_count)",
             ),
         ] {
-            let fit = fitting(slots, shards, room.map(|slots| slots.saturating_sub(SPARE_SLOTS.into())));
+            let fit = fitting(slots, shards, room.map(|room| room.saturating_sub(SPARE_SLOTS.into())));
             if fit < slots {
                 slots = fit;
                 why = reason;

@@ -28,8 +28,8 @@ Examples:
   host provision --update --ack-wait 1m change this setting of what exists, and no other
   host provision --stream ORDERS --subjects 'orders.>' --consumer triage-eu
 
-What exists keeps every setting that no flag or variable is given for; the defaults are for what is created. Without
---update a difference is shown and left alone.")]
+What exists keeps every setting that no flag or variable is given for; the defaults are for what is
+created. Without --update a difference is shown and left alone.")]
 pub struct ProvisionArgs {
     #[command(flatten)]
     nats: NatsArgs,

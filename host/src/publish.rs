@@ -47,7 +47,8 @@ Examples:
   host publish --subject mail.support < mail.eml
   triage: \"|host publish -\"             in a mail server's aliases: a pipe transport
 
-A mail published twice within the stream's duplicate window is stored once, so that a mail server may try again.")]
+A mail published twice within the stream's duplicate window is stored once, so that a mail server
+may try again.")]
 pub struct PublishArgs {
     /// Mails: files, mbox files, Maildirs, folders of them; - is standard input
     #[arg(value_name = "FILE", default_value = "-")]

@@ -5,7 +5,6 @@ use crate::admin::Metrics;
 use crate::component::{CacheArgs, Loaded, Pin};
 use crate::handler::Handler;
 use crate::pool::Guest;
-use crate::scheduling::soon_after_waking;
 use anyhow::{Context, Result};
 use std::cell::RefCell;
 use std::os::unix::fs::MetadataExt as _;
@@ -225,10 +224,6 @@ pub async fn elsewhere<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Sen
     std::thread::Builder::new()
         .name("load".into())
         .spawn(move || {
-            // In short turns, since the shards, and often the server, share the processors with it.
-            if let Err(err) = soon_after_waking() {
-                tracing::debug!("others may wait for the component to be loaded: {err}");
-            }
             // Nobody waits for it any more when the host stops.
             let _ = sender.send(work());
         })

@@ -41,6 +41,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::{JoinSet, yield_now};
 
+/// How soon after a signal the same one is its echo, for nobody asks twice so quickly: timeout(1) sends it to the host and to
+/// the process group that the host is in, and after Ctrl-C the terminal has done so already.
+const ECHO_MAX: Duration = Duration::from_millis(100);
+
 /// How often the consumer's backlog is asked for.
 const BACKLOG_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -159,9 +163,10 @@ impl GuestArgs {
   host provision && host run --component triage.wasm   on the server at 127.0.0.1:4222
   host run --component triage.cwasm --server tls://nats.example.com --creds host.creds
 
-SIGTERM and SIGINT drain: nothing more is fetched, what runs is finished within --grace. A second one exits at once, unless
-it follows the first within 100 ms, as from timeout(1).
-SIGHUP loads the component anew, for the messages that come then; one that does not fit changes nothing.
+SIGTERM and SIGINT drain: nothing more is fetched, what runs is finished within --grace. A second
+one exits at once; the same within 100 ms, as timeout(1) sends it, is none.
+SIGHUP loads the component anew, for the messages that come then; one that does not fit changes
+nothing.
 Exit codes: 0 drained, 1 could not start or go on, 2 wrong usage.")]
 pub struct RunArgs {
     /// The component: a .wasm, or a .cwasm from `host compile`
@@ -298,7 +303,8 @@ impl RunArgs {
     pub fn execute(self) -> Result<ExitCode> {
         let _log = self.serve.log.start()?;
         let shards = self.serve.shards()?;
-        let (grants, limits) = self.guest.resolve(self.slots(shards)?)?;
+        self.check_slots(shards)?;
+        let (grants, limits) = self.guest.resolve(self.slots)?;
         let mut config = self.serve.resolve(shards, limits.deadline)?;
         config.bucket = grants.keyvalue.nats();
 
@@ -331,8 +337,8 @@ impl RunArgs {
         Ok(ExitCode::SUCCESS)
     }
 
-    fn slots(&self, shards: u32) -> Result<Option<u32>> {
-        let Some(slots) = self.slots else { return Ok(None) };
+    fn check_slots(&self, shards: u32) -> Result<()> {
+        let Some(slots) = self.slots else { return Ok(()) };
         ensure!(
             slots >= shards,
             "--slots {slots}: every one of the {shards} shards needs a slot; fewer --shards or more --slots"
@@ -342,7 +348,7 @@ impl RunArgs {
             "--slots {slots}: at most {SLOTS_MAX}, since each takes 4 GiB of address space; a shard that only computes \
              needs few, and more hosts share a consumer"
         );
-        Ok(Some(slots))
+        Ok(())
     }
 }
 
@@ -446,6 +452,9 @@ async fn load(
 ) -> Result<Work<Guest>> {
     let granted = grants.clone();
     let (guest, slots, source) = elsewhere(move || {
+        if let Err(err) = soon_after_waking() {
+            tracing::debug!("the component is loaded in long turns: {err}");
+        }
         let pools = Pools::new(&limits, shards)?;
         let pool = pools.of_shard(0)?;
         let_others_go_first();
@@ -476,7 +485,7 @@ async fn serve<H: Handler>(
     let (loaded, work) = watch::channel(None);
     let start = Start { work, health: health.clone(), alarm: alarm.clone(), stop: stop.clone() };
     let opening = tokio::spawn(open(config.clone(), connected, start));
-    // The server has something to do, then, while the thread is made that loads.
+    // The connection is begun first, so that the server works while the loading thread is made.
     yield_now().await;
     let work = select! {
         work = load => work?,
@@ -566,7 +575,7 @@ async fn serve<H: Handler>(
         () = grace => bail!("a shard did not stop within {STOP_MAX:?} of the grace period's end"),
         name = signals.next() => {
             tracing::warn!("{name} again: stopping at once; what runs is delivered again");
-            std::process::exit(128 + signals.last);
+            std::process::exit(signals.exit_code());
         }
     }
     let mut not_done = 0;
@@ -710,15 +719,9 @@ pub struct Signals {
     interrupt: Signal,
     hangup: Signal,
     on_terminal: bool,
-    /// The number of the last one; 0 before the first.
-    pub last: i32,
-    /// Until when the same one is its echo.
-    echo_until: Instant,
+    /// The number of the last one, and when it came.
+    last: Option<(i32, Instant)>,
 }
-
-/// How soon after a signal the same one is its echo: timeout(1) sends it to its child and then to its child's process group,
-/// and after Ctrl-C the terminal was faster than either. Nobody asks twice so quickly.
-const ECHO_MAX: Duration = Duration::from_millis(100);
 
 impl Signals {
     /// Takes them from now on.
@@ -729,17 +732,10 @@ impl Signals {
         let terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
         let interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
         let hangup = signal(SignalKind::hangup()).context("handle SIGHUP")?;
-        Ok(Self {
-            terminate,
-            interrupt,
-            hangup,
-            on_terminal: stderr().is_terminal(),
-            last: 0,
-            echo_until: Instant::now(),
-        })
+        Ok(Self { terminate, interrupt, hangup, on_terminal: stderr().is_terminal(), last: None })
     }
 
-    /// Waits for the next one and names it.
+    /// Waits for the next one that is no echo, and names it.
     ///
     /// Cancel safe: none is lost.
     pub async fn next(&mut self) -> &'static str {
@@ -751,13 +747,23 @@ impl Signals {
                     (SignalKind::hangup(), "the terminal was closed")
                 }
             };
-            let number = kind.as_raw_value();
-            if number != self.last || Instant::now() > self.echo_until {
-                (self.last, self.echo_until) = (number, Instant::now() + ECHO_MAX);
+            let (number, now) = (kind.as_raw_value(), Instant::now());
+            if !is_echo(number, now, self.last) {
+                self.last = Some((number, now));
                 return name;
             }
         }
     }
+
+    /// The exit code of a process that the last one ended: 128 and its number.
+    pub fn exit_code(&self) -> i32 {
+        128 + self.last.map_or(0, |(number, _)| number)
+    }
+}
+
+/// Whether a signal is an echo of the last one.
+fn is_echo(number: i32, now: Instant, last: Option<(i32, Instant)>) -> bool {
+    last.is_some_and(|(before, then)| number == before && now.duration_since(then) < ECHO_MAX)
 }
 
 /// Waits until the terminal that the host was started on is gone: SIGHUP says that too.
@@ -766,6 +772,22 @@ async fn terminal_closed(hangup: &mut Signal, on_terminal: bool) {
         hangup.recv().await;
         if on_terminal && !stderr().is_terminal() {
             return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_echo_is_the_same_signal_soon() {
+        let then = Instant::now();
+        for (last, after, expected) in
+            [(None, 0, false), (Some(15), 0, true), (Some(15), 99, true), (Some(15), 100, false), (Some(2), 0, false)]
+        {
+            let now = then + Duration::from_millis(after);
+            assert_eq!(is_echo(15, now, last.map(|number| (number, then))), expected, "{last:?}, {after} ms");
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What the kernel is told about threads that are not like the others, and what it says of them. Nothing here needs a
 //! privilege.
 
+use rustix::process::getpriority_process;
 use rustix::time::{ClockId, clock_gettime};
 use std::io;
 use std::time::Duration;
@@ -17,8 +18,8 @@ pub fn only_in_idle_time() -> io::Result<()> {
 
 /// Gives the calling thread the processor soon after it wakes up, which suits one that runs for microseconds: its time
 /// slices are short, so it need not wait for those of others to end (sched_setattr(2); since Linux 6.12, earlier
-/// kernels ignore it). Otherwise that takes up to 4 ms where all processors are busy. The threads that it starts have
-/// ordinary slices.
+/// kernels ignore it). Otherwise that takes up to 4 ms where all processors are busy. It suits one that calls
+/// [`let_others_go_first`] too, which gives up what is left of a slice. The threads that it starts have ordinary slices.
 ///
 /// # Errors
 /// As [`only_in_idle_time`].
@@ -28,9 +29,9 @@ pub fn soon_after_waking() -> io::Result<()> {
     set(libc::SCHED_OTHER, libc::SCHED_FLAG_RESET_ON_FORK, SLICE)
 }
 
-/// Lets threads go first that wait for the calling thread's processor. For one that computes for milliseconds: whoever was
-/// woken up there meanwhile, the server for example, is not moved to another processor, even if one is idle, and otherwise
-/// waits until the time slice ends. With slices as short as [`soon_after_waking`] makes them, it is let in again soon.
+/// Lets threads of the same control group go first that wait for the calling thread's processor (sched_yield(2)). For one
+/// that computes for milliseconds: a thread that was woken up on its processor, the server's for example, stays there though
+/// another is idle, and would wait until the time slice ends.
 pub fn let_others_go_first() {
     std::thread::yield_now();
 }
@@ -46,7 +47,8 @@ fn set(policy: libc::c_int, flags: libc::c_int, slice: u64) -> io::Result<()> {
         size: u32::try_from(size_of::<libc::sched_attr>()).map_err(io::Error::other)?,
         sched_policy: u32::try_from(policy).map_err(io::Error::other)?,
         sched_flags: u64::try_from(flags).map_err(io::Error::other)?,
-        sched_nice: 0,
+        // As it is.
+        sched_nice: getpriority_process(None)?,
         sched_priority: 0,
         sched_runtime: slice,
         sched_deadline: 0,

@@ -23,7 +23,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
   host triage triage.wasm --config queue.default=helpdesk Maildir/ archive.mbox
   curl -s https://example.com/mail.eml | host triage triage.wasm -
 
-Exit codes: 0 a verdict on every mail, 1 no verdict on some, or nothing could be run, 2 wrong usage.")]
+Exit codes: 0 a verdict on every mail, 1 no verdict on some, or nothing could be run, 2 wrong
+usage.")]
 pub struct TriageArgs {
     /// The component: a .wasm, or a .cwasm from `host compile`
     component: PathBuf,

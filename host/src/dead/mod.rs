@@ -148,8 +148,9 @@ Examples:
   host dead replay --reason trap --dry-run
   host dead replay --all
 
-A letter is removed when its message is stored for another run. The message has the id, the time and the headers it
-had; if it has a verdict by now, it gets no second one. If it dies again, it is a dead letter again.
+A letter is removed when its message is stored for another run. The message has the id, the time and
+the headers it had; if it has a verdict by now, it gets no second one. If it dies again, it is a dead
+letter again.
 Stopped half-way or started twice, the command does no harm.")]
 struct ReplayArgs {
     /// Leave the letters where they are

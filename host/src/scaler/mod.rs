@@ -77,7 +77,8 @@ const STOP_MAX: Duration = Duration::from_secs(5);
     targetDrainSeconds: \"60\"        replicas by time instead: be done with all there is in a minute
     maxInFlight: \"256\"              of one replica: --max-in-flight times --shards
 
-SIGTERM and SIGINT end open streams in good order. Exit codes: 0 stopped, 1 could not start or go on, 2 wrong usage.")]
+SIGTERM and SIGINT end open streams in good order. Exit codes: 0 stopped, 1 could not start or go
+on, 2 wrong usage.")]
 pub struct ScalerArgs {
     /// Where KEDA calls: an address with a port
     #[arg(long, value_name = "ADDRESS", env = "MAILROOM_GRPC_LISTEN", default_value = "127.0.0.1:9466")]
@@ -165,7 +166,7 @@ async fn run(
         _ = async { tokio::join!(timeout(STOP_MAX, server.tasks.wait()), &mut serving) } => tracing::info!("stopped"),
         name = signals.next() => {
             tracing::warn!("{name} again: stopping at once");
-            std::process::exit(128 + signals.last);
+            std::process::exit(signals.exit_code());
         }
     }
     Ok(())

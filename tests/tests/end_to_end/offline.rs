@@ -512,19 +512,16 @@ async fn wrong_usage_is_exit_code_2() -> Result<()> {
 #[tokio::test]
 async fn a_denied_flag_contradicts_nothing() -> Result<()> {
     let (host, actor) = (tools::host()?, tools::component("actor")?);
-    let args: [&OsStr; 4] = ["MAILROOM_JSON=no".as_ref(), host.as_ref(), "inspect".as_ref(), "--wit".as_ref()];
-    let wit = command::run("/usr/bin/env", args.into_iter().chain([actor.as_ref()]), b"", Duration::from_secs(60))
-        .await?
-        .success()?;
+    let with = async |setting: &str, args: &[&OsStr]| {
+        let args = [setting.as_ref(), host.as_os_str()].into_iter().chain(args.iter().copied());
+        command::run("/usr/bin/env", args, b"", Duration::from_secs(60)).await
+    };
+    let wit = with("MAILROOM_JSON=no", &["inspect".as_ref(), "--wit".as_ref(), actor.as_ref()]).await?.success()?;
     ensure!(wit.stdout.contains("export mailroom:triage"), "{wit:?}");
-    let args: [&OsStr; 4] = ["MAILROOM_JSON=no".as_ref(), host.as_ref(), "triage".as_ref(), "--names".as_ref()];
-    let refused = command::run(
-        "/usr/bin/env",
-        args.into_iter().chain([actor.as_ref(), "-".as_ref()]),
-        b"",
-        Duration::from_secs(60),
-    )
-    .await?;
-    ensure!(refused.code() == Some(2) && refused.stderr.contains("--json"), "{refused:?}");
+    for (setting, words) in [("MAILROOM_CHECK=0", "--stream"), ("MAILROOM_CHECK=1", "cannot be used with")] {
+        let args = ["provision", "--update", "--stream", "no name"].map(OsStr::new);
+        let refused = with(setting, &args).await?;
+        ensure!(!refused.status.success() && refused.stderr.contains(words), "{setting}: {refused:?}");
+    }
     Ok(())
 }
