@@ -3,8 +3,13 @@
 
 use rustix::process::getpriority_process;
 use rustix::time::{ClockId, clock_gettime};
+use std::cell::Cell;
 use std::io;
 use std::time::Duration;
+
+thread_local! {
+    static HAS_SHORT_SLICES: Cell<bool> = const { Cell::new(false) };
+}
 
 /// Lets the calling thread run only while nothing else wants a processor (SCHED_IDLE of sched(7)). Whoever wakes up
 /// has the thread's processor at once, and the kernel places threads there as if it were idle; a lower priority alone
@@ -26,14 +31,21 @@ pub fn only_in_idle_time() -> io::Result<()> {
 pub fn soon_after_waking() -> io::Result<()> {
     /// The shortest that the kernel takes, in nanoseconds.
     const SLICE: u64 = 100_000;
-    set(libc::SCHED_OTHER, libc::SCHED_FLAG_RESET_ON_FORK, SLICE)
+    set(libc::SCHED_OTHER, libc::SCHED_FLAG_RESET_ON_FORK, SLICE)?;
+    HAS_SHORT_SLICES.set(true);
+    Ok(())
 }
 
 /// Lets threads of the same control group go first that wait for the calling thread's processor (sched_yield(2)). For one
 /// that computes for milliseconds: a thread that was woken up on its processor, the server's for example, stays there though
 /// another is idle, and would wait until the time slice ends.
+///
+/// Nothing happens on a thread without short slices: what is left of an ordinary one is milliseconds, and of a nice thread's
+/// many times as much.
 pub fn let_others_go_first() {
-    std::thread::yield_now();
+    if HAS_SHORT_SLICES.get() {
+        std::thread::yield_now();
+    }
 }
 
 /// How long the calling thread has computed in its life.

@@ -489,21 +489,18 @@ async fn the_version_is_this_trees() -> Result<()> {
 /// A typing error is answered with exit code 2 and the way to help, not with a stack of errors.
 #[tokio::test]
 async fn wrong_usage_is_exit_code_2() -> Result<()> {
-    for args in [&["runn"][..], &["triage"], &["compile"], &["inspect", "--wit", "--json", "x"], &["completions"], &[]]
-    {
-        let output = command::host(args).await?;
-        ensure!(output.code() == Some(2) && output.stdout.is_empty(), "{args:?}: {output:?}");
-        ensure!(output.stderr.contains("--help") || output.stderr.contains("Commands:"), "{args:?}: {output:?}");
-    }
-    for (args, words) in [
-        (&["dead", "replay"][..], "replay which letters?"),
-        (&["dead", "drop", "--all", "17"], "exclude each other"),
-        (&["dead", "list", "--reason", "nonsense"], "nonsense"),
-        (&["provision", "--allow-loss"], "--update"),
+    for args in [
+        &["runn"][..],
+        &["triage"],
+        &["compile"],
+        &["inspect", "--wit", "--json", "x"],
+        &["provision", "--allow-loss"],
+        &["completions"],
+        &[],
     ] {
         let output = command::host(args).await?;
         ensure!(output.code() == Some(2) && output.stdout.is_empty(), "{args:?}: {output:?}");
-        ensure!(output.stderr.starts_with("error: ") && output.stderr.contains(words), "{args:?}: {output:?}");
+        ensure!(output.stderr.contains("--help") || output.stderr.contains("Commands:"), "{args:?}: {output:?}");
     }
     Ok(())
 }
