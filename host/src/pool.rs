@@ -82,8 +82,8 @@ pub struct Pools {
 }
 
 impl Pools {
-    /// Room for as many instances as `limits` say, over all shards. If there is no room for so many, it says so in the log and makes
-    /// do with fewer, but at least one a shard.
+    /// Room for as many instances as `limits` say, over all shards. If there is no room for so many, it says so in the log
+    /// and makes do with fewer, but at least one a shard.
     ///
     /// # Errors
     /// The system has no thread or no file descriptor left.
