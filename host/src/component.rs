@@ -15,7 +15,7 @@ use wasmtime::component::Component;
 
 /// Stands at the end of a `.cwasm`, behind what wasmtime wrote and before two digests: the BLAKE3 of that together with
 /// the second, which takes less of every start than a SHA-256, and the SHA-256 of the component.
-const TRAILER_MAGIC: &[u8; 16] = b"mailroom-cwasm-4";
+const TRAILER_MAGIC: &[u8; 16] = b"mailroom-cwasm-5";
 const HASH_BYTES: usize = 32;
 const TRAILER_BYTES: usize = TRAILER_MAGIC.len() + 2 * HASH_BYTES;
 
@@ -393,6 +393,7 @@ mod compiling {
     use crate::capabilities::provided;
     use crate::engine::{Cpu, config_for};
     use crate::interface::HANDLER;
+    use crate::tables;
     use sha2::{Digest as _, Sha256};
     use std::borrow::Cow;
     use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -501,7 +502,7 @@ mod compiling {
 
     /// The `.cwasm` of a component for engines like this one.
     pub(super) fn compiled(engine: &Engine, component: &[u8]) -> wasmtime::Result<Vec<u8>> {
-        let mut bytes = engine.precompile_component(component)?;
+        let mut bytes = engine.precompile_component(&tables::as_code(component))?;
         let of_component = Sha256::digest(component);
         let hash = blake3::Hasher::new().update(&bytes).update(&of_component).finalize();
         bytes.extend_from_slice(TRAILER_MAGIC);

@@ -42,6 +42,8 @@ mod layout;
 mod log;
 mod names;
 mod nats;
+#[cfg(feature = "compile")]
+mod tables;
 
 mod dead;
 mod dev;
