@@ -502,7 +502,13 @@ mod compiling {
 
     /// The `.cwasm` of a component for engines like this one.
     pub(super) fn compiled(engine: &Engine, component: &[u8]) -> wasmtime::Result<Vec<u8>> {
-        let mut bytes = engine.precompile_component(&tables::as_code(component))?;
+        let mut bytes = match tables::as_code(component) {
+            // What is wrong is said of the component as it is.
+            Cow::Owned(changed) => {
+                engine.precompile_component(&changed).or_else(|_| engine.precompile_component(component))?
+            }
+            Cow::Borrowed(component) => engine.precompile_component(component)?,
+        };
         let of_component = Sha256::digest(component);
         let hash = blake3::Hasher::new().update(&bytes).update(&of_component).finalize();
         bytes.extend_from_slice(TRAILER_MAGIC);

@@ -82,6 +82,10 @@ fn act(words: &[&str], message: &Message) -> Result<Verdict, Failure> {
         // Failures that happen to it.
         ["trap"] => panic!("trapped as told"),
         ["unreachable"] => trap(),
+        ["stray"] => {
+            stray();
+            Ok(verdict("strayed"))
+        }
         ["loop"] => loop {
             black_box(());
         },
@@ -264,4 +268,13 @@ fn trap() -> ! {
     core::arch::wasm32::unreachable();
     #[cfg(not(target_family = "wasm"))]
     std::process::abort();
+}
+
+/// Calls a function through a pointer that leads nowhere.
+#[inline(never)]
+fn stray() {
+    // SAFETY: none, the host has to stand it. The pointer is not null, which is all that the compiler may assume, and wasm
+    // traps.
+    let nowhere = unsafe { std::mem::transmute::<usize, fn()>(black_box(usize::MAX)) };
+    nowhere();
 }

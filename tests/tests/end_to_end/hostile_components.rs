@@ -285,6 +285,7 @@ async fn hostile_guests_in_rust_cost_their_own_message_only() -> Result<()> {
         ("allocate 1000", "memory", "actor::"),
         ("recurse", "stack", "actor::recurse"),
         ("loop", "deadline", "actor::"),
+        ("stray", "trap", "unreachable` instruction executed; in call_indirect_of_no_such_function < actor::stray"),
         ("sleep 4000000", "deadline", "waiting for the host"),
         ("flood 100", "host-calls", "actor::"),
         ("reasons 10000 1", "output", "fuel"),
