@@ -8,8 +8,7 @@
 //!
 //! What the module does stays the same. A pointer that leads nowhere, or to a function of another type, still traps, at
 //! `unreachable` in [`NAME`]; a function that made a tail call by it is in the backtrace no longer. A call takes 2 to 3 ns
-//! more than through a table that is filled in, 10 with more parameters than fit into registers, and some 50 less than
-//! the first through each pointer.
+//! more than through a table that is filled in, and up to 10 with more parameters than fit into registers.
 
 use crate::capabilities::TABLE_MAX_ELEMENTS;
 use std::borrow::Cow;
@@ -408,7 +407,7 @@ mod tests {
         (store, instance, module.resources_required().num_tables)
     }
 
-    /// What its function `call` makes of the pointer: a number, or a trap.
+    /// What its function of this name makes of the pointer: a number, or nothing if it traps.
     fn called(store: &mut Store<()>, instance: &Instance, name: &str, pointer: i32) -> Option<i64> {
         let function = instance.get_func(&mut *store, name).expect("a function");
         let mut results = [Val::I64(0)];
