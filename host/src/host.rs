@@ -8,7 +8,7 @@ use crate::admin::{Condition, Health, Metrics, Stage, Stages};
 use crate::batch::Batch;
 use crate::cli::counted;
 use crate::handler::Handler;
-use crate::identity::{Identity, Losses};
+use crate::identity::{Deletions, Identity, Losses};
 use crate::interface::{Message, Verdict};
 use crate::lane::SlowLane;
 use crate::letter::Origin;
@@ -234,6 +234,7 @@ impl<H: Handler> Host<H> {
                 }
                 let jetstream = self.nats.jetstream(client.clone(), REQUEST_TIMEOUT);
                 let lost = losses.count();
+                let Ok(deletions) = Deletions::of(&client, &self.names).await else { continue };
                 let consumer = match Consumer::look_up(&jetstream, &self.names).await {
                     Ok(consumer) => consumer,
                     Err(err) => {
@@ -268,7 +269,14 @@ impl<H: Handler> Host<H> {
                     policy: &self.policy,
                     max_in_flight: self.max_in_flight,
                     stop: &self.stop,
-                    identity: Identity::new(jetstream.clone(), self.names.clone(), made, losses.clone(), lost),
+                    identity: Identity::new(
+                        jetstream.clone(),
+                        self.names.clone(),
+                        made,
+                        losses.clone(),
+                        lost,
+                        deletions,
+                    ),
                     alarm: &self.alarm,
                     found: &found,
                     slots: Semaphore::new(slots),
@@ -396,6 +404,7 @@ impl<H: Handler> Shard<'_, H> {
             select! {
                 biased;
                 () = self.stop.drain.cancelled() => break,
+                () = self.identity.deleted() => {}
                 _ = beat.tick() => self.beat(running.len()).await,
                 Some(()) = self.done(&mut running) => {}
                 event = self.next(&mut source, room) => {
@@ -472,6 +481,7 @@ impl<H: Handler> Shard<'_, H> {
             select! {
                 biased;
                 () = self.stop.now.cancelled() => break,
+                () = self.identity.deleted() => {}
                 _ = beat.tick() => {
                     if is_broken_off(&self.client) {
                         break;

@@ -8,16 +8,20 @@ use crate::unreadable::Alarm;
 use async_nats::jetstream::consumer::Info;
 use async_nats::jetstream::response::Response;
 use async_nats::jetstream::{Context, ErrorCode};
-use futures::FutureExt as _;
+use async_nats::{Client, SubscribeError, Subscriber};
 use futures::future::{BoxFuture, Shared};
+use futures::{FutureExt as _, StreamExt as _};
 use serde_json::json;
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::time::sleep;
 
-/// How long a look at the consumer holds while no pull waits at the server. A pull that waits is told of its end.
+/// How long a look at the consumer holds while no pull waits at the server. A pull that waits is told of its end. Others
+/// are told by [`Deletions`], which not every login may hear and not every account passes on.
 const SURE_FOR: Duration = Duration::from_secs(1);
 
 /// The first and the longest wait before the consumer is looked up again after a failure.
@@ -50,6 +54,22 @@ impl Losses {
     }
 }
 
+/// The server's word that a consumer was deleted, with its stream or by itself: JetStream's advisory. It comes before who
+/// deleted the consumer has an answer, and so before it is made again.
+pub struct Deletions(Subscriber);
+
+impl Deletions {
+    /// Listens for the end of the consumer with these names. It has to be looked up afterwards, over the same connection,
+    /// so that none goes unheard.
+    ///
+    /// # Errors
+    /// The connection is closed. If the login may not listen, the client says so in an event.
+    pub async fn of(client: &Client, names: &Names) -> Result<Self, SubscribeError> {
+        let (stream, consumer) = (&names.stream, &names.consumer);
+        client.subscribe(format!("$JS.EVENT.ADVISORY.CONSUMER.DELETED.{stream}.{consumer}")).await.map(Self)
+    }
+}
+
 /// A shard's knowledge of its consumer's identity.
 pub struct Identity {
     jetstream: Context,
@@ -57,6 +77,7 @@ pub struct Identity {
     /// When the consumer was made, in nanoseconds since 1970: what tells it from another of its name.
     created: i128,
     losses: Arc<Losses>,
+    deletions: RefCell<Deletions>,
     /// When it was last certain, and after how many lost connections.
     sure: Cell<Option<(Instant, u64)>>,
     /// Whether a pull waits at the server.
@@ -75,11 +96,18 @@ struct Look {
 }
 
 impl Identity {
-    /// Of the consumer that was looked up just now, after `lost` lost connections.
-    pub fn new(jetstream: Context, names: Names, created: i128, losses: Arc<Losses>, lost: u64) -> Self {
+    /// Of the consumer that was looked up just now, after `lost` lost connections and since `deletions` are heard.
+    pub fn new(
+        jetstream: Context,
+        names: Names,
+        created: i128,
+        losses: Arc<Losses>,
+        lost: u64,
+        deletions: Deletions,
+    ) -> Self {
         let sure = Cell::new(Some((Instant::now(), lost)));
         let (waiting, gone, look) = (Cell::default(), Cell::default(), RefCell::default());
-        Self { jetstream, names, created, losses, sure, waiting, gone, look }
+        Self { jetstream, names, created, losses, deletions: RefCell::new(deletions), sure, waiting, gone, look }
     }
 
     /// Says whether a pull waits at the server now.
@@ -93,6 +121,20 @@ impl Identity {
     pub fn doubt(&self) {
         self.waiting.set(false);
         self.sure.set(None);
+    }
+
+    /// Waits until the server says that the consumer was deleted, which is reason to look.
+    ///
+    /// # Cancel safety
+    /// No word of the server is lost.
+    pub async fn deleted(&self) {
+        // The end of the subscription is the connection's, which others notice.
+        let word = poll_fn(|context| match self.deletions.borrow_mut().0.poll_next_unpin(context) {
+            Poll::Ready(Some(_)) => Poll::Ready(()),
+            Poll::Ready(None) | Poll::Pending => Poll::Pending,
+        });
+        word.await;
+        self.doubt();
     }
 
     /// Whether the consumer is the same for all that is known here and now.

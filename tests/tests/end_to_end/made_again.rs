@@ -37,6 +37,32 @@ async fn late_acknowledgements_do_not_settle_messages_of_a_stream_made_again() -
     host.until_ready(SOON).await
 }
 
+/// A host that has looked at its consumer a moment ago, and so is sure of it, is told when it goes.
+#[tokio::test]
+async fn a_stream_made_again_at_once_is_not_settled_by_what_was_of_the_old_one() -> Result<()> {
+    let bed = Bed::provisioned(&[]).await?;
+    let host = bed.actor(&["--shards", "1", "--max-in-flight", "8"]).await?;
+    bed.tell(std::iter::repeat_n("sleep 700", 8)).await?;
+    let look = async || Ok(bed.consumer().await?.cached_info().num_ack_pending);
+    eventually(SOON, "full hands", look, |pending| *pending == 8).await?;
+    bed.jetstream.delete_stream(streams::MAIL).await?;
+    bed.provision(&[]).await?;
+    bed.tell(std::iter::repeat_n("verdict anew", 8)).await?;
+    let held = bed.consumer().await?.fetch().max_messages(8).messages().await?;
+    let held: Vec<_> = held.map_err(anyhow::Error::from_boxed).try_collect().await?;
+    ensure!(held.len() == 8, "{} messages fetched", held.len());
+
+    let done = async || {
+        let metrics = host.metrics().await?;
+        let of = |labels| metrics.get("mailroom_messages_total", &[labels]).unwrap_or_default();
+        Ok(of(("outcome", "verdict")) + of(("outcome", "returned")))
+    };
+    eventually(SOON, "the old ones are over", done, |done| *done >= 8.0).await?;
+    let info = bed.consumer().await?.cached_info().clone();
+    ensure!(info.ack_floor.stream_sequence == 0 && info.num_ack_pending == 8, "{info:?}");
+    Ok(())
+}
+
 /// Under load, with room for more, too: every message of each stream that is still there has its own verdict.
 #[tokio::test]
 async fn a_stream_made_again_under_load_gets_its_own_verdicts() -> Result<()> {
