@@ -299,19 +299,45 @@ impl Bare {
 
     /// One instance for all messages. The component has to be the ordinary one, whose allocator frees.
     fn reuse(&self) -> Result<Work> {
-        let (mut store, instance) = self.instance()?;
-        Ok(Box::new(move |message| {
-            let message = bindings::mailroom::triage::types::Message {
-                id: message.id.clone(),
-                subject: message.subject.clone(),
-                headers: message.headers.clone(),
-                time: message.time,
-                attempt: message.attempt,
-                data: message.data.clone(),
-            };
-            let answer = block_on(instance.mailroom_triage_handler().call_triage(&mut store, &message));
-            drop(black_box(answer.expect("it does not trap").expect("a verdict")));
-        }))
+        let mut live = self.instance()?;
+        Ok(Box::new(move |message| answer(&mut live, message)))
+    }
+}
+
+fn answer((store, instance): &mut (Store<State>, bindings::Triage), message: &Message) {
+    let message = bindings::mailroom::triage::types::Message {
+        id: message.id.clone(),
+        subject: message.subject.clone(),
+        headers: message.headers.clone(),
+        time: message.time,
+        attempt: message.attempt,
+        data: message.data.clone(),
+    };
+    let answer = block_on(instance.mailroom_triage_handler().call_triage(store, &message));
+    drop(black_box(answer.expect("it does not trap").expect("a verdict")));
+}
+
+/// Keeps instances of the triage alive, in a pool as a host has it.
+pub struct Keeper(Bare);
+
+impl Keeper {
+    /// With room for so many.
+    ///
+    /// # Errors
+    /// The component does not load, or there is no room.
+    pub fn new(slots: u32) -> Result<Self> {
+        let pool = Pools::new(&Limits { slots: Some(slots), ..LIMITS }, 1)?.of_shard(0)?;
+        Ok(Self(Bare::new(pool.engine(), &tools::component("triage")?)?))
+    }
+
+    /// An instance that has answered `message`, for as long as what is returned is held.
+    ///
+    /// # Errors
+    /// So many live already.
+    pub fn answered(&self, message: &Message) -> Result<impl Sized + use<>> {
+        let mut live = self.0.instance()?;
+        answer(&mut live, message);
+        Ok(live)
     }
 }
 

@@ -1,3 +1,5 @@
-//! What the benchmark of instances and its criterion bench both measure.
+//! What the benchmark shares with its criterion bench and its tests.
 
 pub mod contestants;
+pub mod plot;
+pub mod targets;

@@ -17,14 +17,13 @@ mod count;
 mod instances;
 mod latency;
 mod memory;
-mod plot;
 mod scaling;
 mod site;
-mod targets;
 mod throughput;
 
 use crate::site::{Amount, Site};
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use bench::{plot, targets};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -132,7 +131,7 @@ async fn run(options: Options) -> Result<()> {
         text_of_targets = text;
         // After every case, so that one that fails costs nobody the others.
         write_json(&options.json, &json!({ "about": about, "targets": targets, "cases": cases }))?;
-        write(&options.svg, &plot::svg(&cases))?;
+        write(&options.svg, &plot::svg(&cases, &latency::RATES))?;
         eprintln!("    {name} is done, {:.0} s", began.elapsed().as_secs_f32());
     }
     println!("{text_of_targets}");

@@ -3,6 +3,7 @@
 use crate::Report;
 use crate::site::{HOST, LEAN, NATIVE, Program, Running, Site, USUAL, Variant, mail, variant};
 use anyhow::{Result, bail};
+use bench::contestants::{Keeper, message};
 use serde_json::{Value, json};
 use std::time::Duration;
 use tests::bed::SOON;
@@ -19,8 +20,10 @@ const VARIANTS: [Variant; 5] = [
     USUAL,
 ];
 
-/// Instances that live together. Each waits for the others in its only host call.
+/// Instances that live together.
 const LIVE: u32 = 1000;
+
+/// A host with so many, of an ordinary guest that waits for the others in its only host call.
 const WAITING: Variant = Variant {
     // Each shard takes as many messages as it has slots.
     args: &["--shards", "2", "--slots", "1000", "--max-in-flight", "500", "--deadline", "20s"],
@@ -71,8 +74,14 @@ pub async fn run(site: &mut Site) -> Result<Report> {
         WAITING.key.to_owned(),
         json!({ "name": WAITING.name, "idle": before, "live": live, "each_kib": each }),
     );
+    let answered_kib = tokio::task::spawn_blocking(answered_kib).await??;
+    json.insert("answered".to_owned(), json!({ "each_kib": answered_kib }));
     let heads = ["", "idle,\nPSS", "idle,\nRSS", "under load,\nPSS", "under load,\nRSS"];
-    let text = format!("Memory\n\n{}\n{each:.1} KiB for each live instance\n", table(&heads, &rows));
+    let text = format!(
+        "Memory\n\n{}\n{each:.1} KiB for each live instance of an ordinary guest that waits for the host\n\
+         {answered_kib:.1} KiB for each of the triage that has answered and is kept, nothing but wasmtime\n",
+        table(&heads, &rows)
+    );
     Ok(Report { text, json: Value::Object(json) })
 }
 
@@ -91,6 +100,19 @@ async fn at_rest(pid: u32) -> Result<Memory> {
         }
     }
     Ok(memory)
+}
+
+/// What an instance of the triage takes that has answered a mail of 1 KiB, if [`LIVE`] of them live in this process.
+fn answered_kib() -> Result<f64> {
+    let message = message(mail(1024)?);
+    let keeper = Keeper::new(LIVE)?;
+    // What they share is there afterwards.
+    drop(keeper.answered(&message)?);
+    let before = Memory::of(std::process::id())?;
+    let kept = (0..LIVE).map(|_| keeper.answered(&message)).collect::<Result<Vec<_>>>()?;
+    let after = Memory::of(std::process::id())?;
+    drop(kept);
+    Ok(after.pss_kib.saturating_sub(before.pss_kib) as f64 / f64::from(LIVE))
 }
 
 /// The memory of a host before and while [`LIVE`] instances live.
