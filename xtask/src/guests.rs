@@ -86,6 +86,11 @@ pub fn build_learned(workspace: &Workspace, model: &Path) -> Result<()> {
     LEARNED.build(workspace, &[(MODELS[0], model.to_owned())])
 }
 
+/// The packages that are built for wasm only; one may be in it more than once.
+pub fn packages() -> impl Iterator<Item = &'static str> {
+    GUESTS.iter().map(|guest| guest.package)
+}
+
 /// Lints every guest for the target it is built for.
 pub fn lint(workspace: &Workspace) -> Result<()> {
     for guest in &GUESTS {

@@ -271,10 +271,17 @@ impl Task {
 
 /// Builds what runs natively, then the components, which the host itself finishes.
 fn build(workspace: &Workspace) -> Result<()> {
+    build_targets(workspace, &[])
+}
+
+/// The same, of the natively built only these kinds of targets, if any are named.
+fn build_targets(workspace: &Workspace, kinds: &[&str]) -> Result<()> {
     guests::ensure_targets(workspace)?;
-    // All of the default members at once, as `cargo test` does: built one by one they would share fewer features of
-    // their dependencies, and wasmtime would be compiled twice.
-    step::run("build the host", workspace.cargo(&["build", "--release"]))?;
+    // All of the default members at once: built one by one they would share fewer features of their dependencies, and
+    // wasmtime would be compiled twice.
+    let mut cargo = workspace.cargo(&["build", "--release"]);
+    cargo.args(kinds);
+    step::run("build the host", cargo)?;
     guests::build(workspace)
 }
 
@@ -338,16 +345,13 @@ fn test(workspace: &Workspace, nats_server: Option<PathBuf>, filters: &[OsString
     tools::ensure_strace()?;
     if filters.is_empty() {
         step::run("check the formatting", workspace.cargo(&["fmt", "--all", "--check"]))?;
-        let lint = ["clippy", "--release", "--all-targets", "--", "-D", "warnings"];
         dependencies::check(workspace)?;
-        step::run("lint what runs natively", workspace.cargo(&lint))?;
-        let documentation = step::documentation(workspace, &[]);
-        step::run("check the documentation of what runs natively", documentation)?;
-        node::lint(workspace)?;
+        lint(workspace)?;
         guests::ensure_targets(workspace)?;
         guests::lint(workspace)?;
     }
-    build(workspace)?;
+    // With what only tests depend on, which decides about features too: else the host would be compiled twice.
+    build_targets(workspace, &["--bins", "--tests"])?;
     let mut test = workspace.cargo(&["test", "--release"]);
     test.envs(places(workspace));
     test.env("MAILROOM_TEST_NATS_SERVER", &nats_server).env("MAILROOM_TEST_WASMTIME", wasmtime);
@@ -359,6 +363,27 @@ fn test(workspace: &Workspace, nats_server: Option<PathBuf>, filters: &[OsString
     step::run("run the unit and end-to-end tests", test)?;
     if root { node::test(workspace, &nats_server, filters) } else { Ok(()) }
 }
+
+/// Lints what runs natively, and fails on what is wrong in its documentation: links that lead nowhere, for example. All at
+/// once, although it is built apart, so that what it depends on is checked once.
+fn lint(workspace: &Workspace) -> Result<()> {
+    let guests: Vec<_> = guests::packages().flat_map(|package| ["--exclude", package]).collect();
+    let native = |subcommand| {
+        let mut cargo = workspace.cargo(&[subcommand, "--release", "--workspace"]);
+        cargo.args(&guests);
+        cargo
+    };
+    let mut clippy = native("clippy");
+    clippy.args(["--all-targets", "--", "-D", "warnings"]);
+    step::run("lint what runs natively", clippy)?;
+    let mut doc = native("doc");
+    doc.args(["--no-deps", "--document-private-items"]).env("RUSTDOCFLAGS", RUSTDOCFLAGS);
+    step::run("check the documentation of what runs natively", doc)
+}
+
+/// It is for those who work on the project, so public items may link to private ones; and help texts, which clap takes
+/// as they are, have placeholders that look like HTML.
+const RUSTDOCFLAGS: &str = "-D warnings -A rustdoc::private_intra_doc_links -A rustdoc::invalid_html_tags";
 
 fn bench_speed(workspace: &Workspace, nats_server: Option<PathBuf>, args: &[OsString]) -> Result<()> {
     let nats_server = tools::nats_server(workspace, nats_server)?;

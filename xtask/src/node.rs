@@ -79,18 +79,6 @@ pub fn ensure_packages() -> Result<()> {
     tools::install(&missing, "by the tests of the shim")
 }
 
-/// Lints what is built here only.
-pub fn lint(workspace: &Workspace) -> Result<()> {
-    let packages: Vec<_> = SHIM.iter().chain([&SIDECAR]).map(|executable| executable.package).chain([TESTS]).collect();
-    let mut clippy = workspace.cargo(&["clippy", "--release", "--all-targets"]);
-    for package in &packages {
-        clippy.args(["--package", package]);
-    }
-    clippy.args(["--", "-D", "warnings"]);
-    step::run("lint the shim and its tests", clippy)?;
-    step::run("check the documentation of the shim and its tests", step::documentation(workspace, &packages))
-}
-
 /// Builds the shim and runs its unit tests, and the tests of it under a containerd; those named in `filters`, if any.
 pub fn test(workspace: &Workspace, nats_server: &Path, filters: &[OsString]) -> Result<()> {
     build(workspace)?;

@@ -78,21 +78,6 @@ pub fn succeeds(command: &mut Command) -> bool {
     quiet.status().is_ok_and(|status| status.success())
 }
 
-/// The command that fails on what is wrong in the documentation of `packages`, or of what is built by default: links
-/// that lead nowhere, for example. It shares what it compiles with clippy.
-pub fn documentation(workspace: &Workspace, packages: &[&str]) -> Command {
-    let mut doc = workspace.cargo(&["doc", "--release", "--no-deps", "--document-private-items"]);
-    for package in packages {
-        doc.args(["--package", package]);
-    }
-    doc.env("RUSTDOCFLAGS", RUSTDOCFLAGS);
-    doc
-}
-
-/// It is for those who work on the project, so public items may link to private ones; and help texts, which clap takes
-/// as they are, have placeholders that look like HTML.
-const RUSTDOCFLAGS: &str = "-D warnings -A rustdoc::private_intra_doc_links -A rustdoc::invalid_html_tags";
-
 /// The command as one would type it, without the environment that was added.
 fn shown(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
