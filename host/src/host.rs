@@ -436,6 +436,7 @@ impl<H: Handler> Shard<'_, H> {
         self.identity.set_waiting(false);
         let from_another = source.is_doubtful();
         let not_begun = source.close().await;
+        self.hear();
         let hand_back = async {
             for delivery in &not_begun {
                 if from_another {
@@ -453,6 +454,7 @@ impl<H: Handler> Shard<'_, H> {
         let left: Vec<Held> = self.held.borrow_mut().drain().collect();
         drop(running);
         let not_done = left.len();
+        self.hear();
         let hand_back = async {
             for held in left {
                 if self.identity.holds().await {
@@ -472,6 +474,11 @@ impl<H: Handler> Shard<'_, H> {
             return Ok(Event::Trouble("the consumer was deleted or made again".into()));
         }
         source.next(room).await
+    }
+
+    /// Takes note of what the server may have said of the consumer's end meanwhile.
+    fn hear(&self) {
+        let _ = self.identity.deleted().now_or_never();
     }
 
     /// Lets what runs come to its end, or to the end of the grace period.

@@ -10,6 +10,7 @@ use async_nats::jetstream::response::Response;
 use async_nats::jetstream::{Context, ErrorCode};
 use async_nats::{Client, SubscribeError, Subscriber};
 use futures::future::{BoxFuture, Shared};
+use futures::stream::{Select, select};
 use futures::{FutureExt as _, StreamExt as _};
 use serde_json::json;
 use std::cell::{Cell, RefCell};
@@ -21,7 +22,7 @@ use std::time::{Duration, Instant};
 use tokio::time::sleep;
 
 /// How long a look at the consumer holds while no pull waits at the server. A pull that waits is told of its end. Others
-/// are told by [`Deletions`], which not every login may hear and not every account passes on.
+/// are told by [`Deletions`], which not every login may hear, and not every account passes on.
 const SURE_FOR: Duration = Duration::from_secs(1);
 
 /// The first and the longest wait before the consumer is looked up again after a failure.
@@ -54,9 +55,10 @@ impl Losses {
     }
 }
 
-/// The server's word that a consumer was deleted, with its stream or by itself: JetStream's advisory. It comes before who
-/// deleted the consumer has an answer, and so before it is made again.
-pub struct Deletions(Subscriber);
+/// The server's word that a consumer was deleted, with its stream or by itself: JetStream's advisories. A server by itself
+/// sends it before who deleted the consumer has an answer, and so before it is made again. In a cluster the consumer's word
+/// does not come when another server leads the stream that is deleted, but the stream's does.
+pub struct Deletions(Select<Subscriber, Subscriber>);
 
 impl Deletions {
     /// Listens for the end of the consumer with these names. It has to be looked up afterwards, over the same connection,
@@ -65,8 +67,10 @@ impl Deletions {
     /// # Errors
     /// The connection is closed. If the login may not listen, the client says so in an event.
     pub async fn of(client: &Client, names: &Names) -> Result<Self, SubscribeError> {
-        let (stream, consumer) = (&names.stream, &names.consumer);
-        client.subscribe(format!("$JS.EVENT.ADVISORY.CONSUMER.DELETED.{stream}.{consumer}")).await.map(Self)
+        let listen = |what: String| client.subscribe(format!("$JS.EVENT.ADVISORY.{what}"));
+        let consumer = listen(format!("CONSUMER.DELETED.{}.{}", names.stream, names.consumer)).await?;
+        let stream = listen(format!("STREAM.DELETED.{}", names.stream)).await?;
+        Ok(Self(select(consumer, stream)))
     }
 }
 
@@ -83,8 +87,10 @@ pub struct Identity {
     /// Whether a pull waits at the server.
     waiting: Cell<bool>,
     gone: Cell<bool>,
-    /// The look at the consumer that is under way, shared by all who wait for it.
-    look: RefCell<Option<Shared<BoxFuture<'static, Look>>>>,
+    /// How often there was reason to look.
+    doubts: Cell<u64>,
+    /// The look at the consumer that is under way, shared by all who wait for it, and the doubts before it.
+    look: RefCell<Option<(u64, Shared<BoxFuture<'static, Look>>)>>,
 }
 
 /// What a look at the consumer found.
@@ -106,8 +112,19 @@ impl Identity {
         deletions: Deletions,
     ) -> Self {
         let sure = Cell::new(Some((Instant::now(), lost)));
-        let (waiting, gone, look) = (Cell::default(), Cell::default(), RefCell::default());
-        Self { jetstream, names, created, losses, deletions: RefCell::new(deletions), sure, waiting, gone, look }
+        let (waiting, gone, doubts, look) = (Cell::default(), Cell::default(), Cell::default(), RefCell::default());
+        Self {
+            jetstream,
+            names,
+            created,
+            losses,
+            deletions: RefCell::new(deletions),
+            sure,
+            waiting,
+            gone,
+            doubts,
+            look,
+        }
     }
 
     /// Says whether a pull waits at the server now.
@@ -119,6 +136,7 @@ impl Identity {
 
     /// There is reason to look.
     pub fn doubt(&self) {
+        self.doubts.set(self.doubts.get() + 1);
         self.waiting.set(false);
         self.sure.set(None);
     }
@@ -157,12 +175,20 @@ impl Identity {
             if !self.is_in_doubt() {
                 return !self.gone.get();
             }
-            let new = || look(self.jetstream.clone(), self.names.clone(), self.created, self.losses.clone());
-            let look = self.look.borrow_mut().get_or_insert_with(|| new().boxed().shared()).clone();
+            let begin = || {
+                let (jetstream, names) = (self.jetstream.clone(), self.names.clone());
+                (self.doubts.get(), look(jetstream, names, self.created, self.losses.clone()).boxed().shared())
+            };
+            let (doubts, look) = self.look.borrow_mut().get_or_insert_with(begin).clone();
             let Look { is_same, at, losses } = look.await;
-            *self.look.borrow_mut() = None;
-            self.gone.set(!is_same);
-            self.sure.set(Some((at, losses)));
+            // Others who waited for it may have seen it before, and begun another.
+            self.look.borrow_mut().take_if(|(of, _)| *of == doubts);
+            // What gave reason to doubt meanwhile may have come after the answer.
+            if !is_same {
+                self.gone.set(true);
+            } else if doubts == self.doubts.get() {
+                self.sure.set(Some((at, losses)));
+            }
         }
     }
 

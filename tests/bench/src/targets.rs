@@ -111,7 +111,7 @@ const TARGETS: [Target; 16] = [
         unit: " MiB",
     },
     Target {
-        figure: "memory, idle and 1,000 live instances of the triage, PSS",
+        figure: "memory, idle host and 1,000 kept instances, added up, PSS",
         measured: |of| Some(of.mib("memory/host/idle/pss_kib")? + 1000.0 * of.mib("memory/answered/each_kib")?),
         bound: AtMost(28.0),
         unit: " MiB",
