@@ -21,7 +21,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::time::sleep;
 
-/// How long a look at the consumer holds while no pull waits at the server. A pull that waits is told of its end. Others
+/// How long a look at the consumer holds if no pull waited at the server before it. A pull that waits is told of its end. Others
 /// are told by [`Deletions`], which not every login may hear, and not every account passes on.
 const SURE_FOR: Duration = Duration::from_secs(1);
 
@@ -84,13 +84,11 @@ pub struct Identity {
     deletions: RefCell<Deletions>,
     /// When it was last certain, and after how many lost connections.
     sure: Cell<Option<(Instant, u64)>>,
-    /// Whether a pull waits at the server.
-    waiting: Cell<bool>,
+    /// Since when a pull waits at the server.
+    waiting: Cell<Option<Instant>>,
     gone: Cell<bool>,
-    /// How often there was reason to look.
-    doubts: Cell<u64>,
-    /// The look at the consumer that is under way, shared by all who wait for it, and the doubts before it.
-    look: RefCell<Option<(u64, Shared<BoxFuture<'static, Look>>)>>,
+    /// The look at the consumer that is under way, shared by all who wait for it.
+    look: RefCell<Option<Shared<BoxFuture<'static, Look>>>>,
 }
 
 /// What a look at the consumer found.
@@ -112,32 +110,28 @@ impl Identity {
         deletions: Deletions,
     ) -> Self {
         let sure = Cell::new(Some((Instant::now(), lost)));
-        let (waiting, gone, doubts, look) = (Cell::default(), Cell::default(), Cell::default(), RefCell::default());
-        Self {
-            jetstream,
-            names,
-            created,
-            losses,
-            deletions: RefCell::new(deletions),
-            sure,
-            waiting,
-            gone,
-            doubts,
-            look,
-        }
+        let (waiting, gone, look) = (Cell::default(), Cell::default(), RefCell::default());
+        Self { jetstream, names, created, losses, deletions: RefCell::new(deletions), sure, waiting, gone, look }
     }
 
     /// Says whether a pull waits at the server now.
     pub fn set_waiting(&self, waiting: bool) {
-        if self.waiting.replace(waiting) && !waiting && self.is_certain_since_loss() {
-            self.sure.set(Some((Instant::now(), self.losses.count())));
+        match (self.waiting.get(), waiting) {
+            (None, true) => self.waiting.set(Some(Instant::now())),
+            (Some(_), false) => {
+                if self.is_vouched_for() {
+                    self.sure.set(Some((Instant::now(), self.losses.count())));
+                }
+                self.waiting.set(None);
+            }
+            (Some(_), true) | (None, false) => {}
         }
     }
 
-    /// There is reason to look.
+    /// There is reason to look. A look that is under way may have its answer from before.
     pub fn doubt(&self) {
-        self.doubts.set(self.doubts.get() + 1);
-        self.waiting.set(false);
+        self.look.take();
+        self.waiting.set(None);
         self.sure.set(None);
     }
 
@@ -158,7 +152,8 @@ impl Identity {
     /// Whether the consumer is the same for all that is known here and now.
     pub fn is_sure(&self) -> bool {
         let recent = |(at, _): (Instant, u64)| at.elapsed() < SURE_FOR;
-        !self.gone.get() && self.is_certain_since_loss() && (self.waiting.get() || self.sure.get().is_some_and(recent))
+        let is_recent = self.is_certain_since_loss() && self.sure.get().is_some_and(recent);
+        !self.gone.get() && (is_recent || self.is_vouched_for())
     }
 
     /// Whether there is something to find out with [`Identity::holds`].
@@ -177,19 +172,22 @@ impl Identity {
             }
             let begin = || {
                 let (jetstream, names) = (self.jetstream.clone(), self.names.clone());
-                (self.doubts.get(), look(jetstream, names, self.created, self.losses.clone()).boxed().shared())
+                look(jetstream, names, self.created, self.losses.clone()).boxed().shared()
             };
-            let (doubts, look) = self.look.borrow_mut().get_or_insert_with(begin).clone();
-            let Look { is_same, at, losses } = look.await;
-            // Others who waited for it may have seen it before, and begun another.
-            self.look.borrow_mut().take_if(|(of, _)| *of == doubts);
-            // What gave reason to doubt meanwhile may have come after the answer.
-            if !is_same {
-                self.gone.set(true);
-            } else if doubts == self.doubts.get() {
+            let look = self.look.borrow_mut().get_or_insert_with(begin).clone();
+            let Look { is_same, at, losses } = look.clone().await;
+            // Only the first of those who waited for it takes note, and none if a doubt came meanwhile.
+            if self.look.borrow_mut().take_if(|current| current.ptr_eq(&look)).is_some() {
+                self.gone.set(!is_same);
                 self.sure.set(Some((at, losses)));
             }
         }
+    }
+
+    /// Whether a pull waits at the server of which a later look has shown that it waits for this consumer.
+    fn is_vouched_for(&self) -> bool {
+        let later = |since| self.sure.get().is_some_and(|(at, _)| at >= since);
+        self.is_certain_since_loss() && self.waiting.get().is_some_and(later)
     }
 
     fn is_certain_since_loss(&self) -> bool {

@@ -184,7 +184,8 @@ async fn no_user_can_do_more() -> Result<()> {
             let said = refused.err().map(|err| err.to_string()).unwrap_or_default();
             ensure!(words.iter().all(|word| said.contains(word)), "{user} publishes to {subject}: {said:?}");
         }
-        for subject in ["mail.>", "verdict.>", "dead.>", ">", "_INBOX.>", "_INBOX_admin.>", "$JS.API.>"] {
+        for subject in ["mail.>", "verdict.>", "dead.>", ">", "_INBOX.>", "_INBOX_admin.>", "$JS.API.>", "$JS.EVENT.>"]
+        {
             let mut raw = site.raw(user).await?;
             raw.subscribe(subject).await?;
             let said = raw.flush().await.err().map(|err| err.to_string()).unwrap_or_default();
