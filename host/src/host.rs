@@ -8,7 +8,7 @@ use crate::admin::{Condition, Health, Metrics, Stage, Stages};
 use crate::batch::Batch;
 use crate::cli::counted;
 use crate::handler::Handler;
-use crate::identity::{Deletions, Identity, Losses};
+use crate::identity::{Doubts, Identity, Losses};
 use crate::interface::{Message, Verdict};
 use crate::lane::SlowLane;
 use crate::letter::Origin;
@@ -233,8 +233,8 @@ impl<H: Handler> Host<H> {
                     client = anew;
                 }
                 let jetstream = self.nats.jetstream(client.clone(), REQUEST_TIMEOUT);
-                let lost = losses.count();
-                let Ok(deletions) = Deletions::of(&client, &self.names).await else { continue };
+                let Ok(doubts) = Doubts::of(&client, &self.names, losses.clone()).await else { continue };
+                let doubted = doubts.count();
                 let consumer = match Consumer::look_up(&jetstream, &self.names).await {
                     Ok(consumer) => consumer,
                     Err(err) => {
@@ -269,14 +269,7 @@ impl<H: Handler> Host<H> {
                     policy: &self.policy,
                     max_in_flight: self.max_in_flight,
                     stop: &self.stop,
-                    identity: Identity::new(
-                        jetstream.clone(),
-                        self.names.clone(),
-                        made,
-                        losses.clone(),
-                        lost,
-                        deletions,
-                    ),
+                    identity: Identity::new(jetstream.clone(), self.names.clone(), made, doubts, doubted),
                     alarm: &self.alarm,
                     found: &found,
                     slots: Semaphore::new(slots),
@@ -404,7 +397,6 @@ impl<H: Handler> Shard<'_, H> {
             select! {
                 biased;
                 () = self.stop.drain.cancelled() => break,
-                () = self.identity.deleted() => {}
                 _ = beat.tick() => self.beat(running.len()).await,
                 Some(()) = self.done(&mut running) => {}
                 event = self.next(&mut source, room) => {
@@ -436,7 +428,6 @@ impl<H: Handler> Shard<'_, H> {
         self.identity.set_waiting(false);
         let from_another = source.is_doubtful();
         let not_begun = source.close().await;
-        self.hear();
         let hand_back = async {
             for delivery in &not_begun {
                 if from_another {
@@ -454,7 +445,6 @@ impl<H: Handler> Shard<'_, H> {
         let left: Vec<Held> = self.held.borrow_mut().drain().collect();
         drop(running);
         let not_done = left.len();
-        self.hear();
         let hand_back = async {
             for held in left {
                 if self.identity.holds().await {
@@ -476,11 +466,6 @@ impl<H: Handler> Shard<'_, H> {
         source.next(room).await
     }
 
-    /// Takes note of what the server may have said of the consumer's end meanwhile.
-    fn hear(&self) {
-        let _ = self.identity.deleted().now_or_never();
-    }
-
     /// Lets what runs come to its end, or to the end of the grace period.
     async fn finish(&self, running: &mut FuturesUnordered<impl Future<Output = ()>>) {
         let mut beat = interval(BEAT);
@@ -488,7 +473,6 @@ impl<H: Handler> Shard<'_, H> {
             select! {
                 biased;
                 () = self.stop.now.cancelled() => break,
-                () = self.identity.deleted() => {}
                 _ = beat.tick() => {
                     if is_broken_off(&self.client) {
                         break;
