@@ -68,8 +68,8 @@ pub struct Host<H> {
     pub policy: Policy,
     /// Most messages that one shard holds: fetched and not settled.
     pub max_in_flight: usize,
-    /// What has to be so for the host to be ready.
-    pub health: Health,
+    /// What has to be so for the shard to work.
+    pub conditions: Conditions,
     /// Raised when a connection is lost, perhaps through a message.
     pub alarm: Alarm,
     /// When and how to stop.
@@ -99,6 +99,27 @@ pub struct Stop {
     pub drain: CancellationToken,
     /// From now on nothing is waited for.
     pub now: CancellationToken,
+}
+
+/// What has to be so for a shard to work, and so for its host to be ready.
+pub struct Conditions {
+    connected: Condition,
+    found: Condition,
+    verdicts: Store,
+    dead_letters: Store,
+}
+
+impl Conditions {
+    /// Those of a shard that has yet to connect. Made before the shard's thread is: a host whose shards have not begun is
+    /// not ready.
+    pub fn new(shard: u32, health: &Health) -> Self {
+        Self {
+            connected: health.condition(&format!("shard {shard}: no connection to NATS")),
+            found: health.condition(&format!("shard {shard}: no consumer to pull from")),
+            verdicts: Store::new("verdicts", shard, health),
+            dead_letters: Store::new("dead letters", shard, health),
+        }
+    }
 }
 
 /// What a shard knows of its consumer.
@@ -211,10 +232,7 @@ impl<H: Handler> Host<H> {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a shard's runtime")?;
         runtime.block_on(async {
-            let connected = self.health.condition(&format!("shard {number}: no connection to NATS"));
-            let found = self.health.condition(&format!("shard {number}: no consumer to pull from"));
-            let verdicts = Store::new("verdicts", number, &self.health);
-            let dead_letters = Store::new("dead letters", number, &self.health);
+            let Conditions { connected, found, verdicts, dead_letters } = &self.conditions;
             let losses = Arc::new(Losses::with_alarm(self.alarm.clone()));
             let name = format!("mailroom shard {number}");
             if number > 0 {
@@ -271,14 +289,14 @@ impl<H: Handler> Host<H> {
                     stop: &self.stop,
                     identity: Identity::new(jetstream.clone(), self.names.clone(), made, doubts, doubted),
                     alarm: &self.alarm,
-                    found: &found,
+                    found,
                     slots: Semaphore::new(slots),
                     slots_total: slots,
                     lane: SlowLane::new(number, slots),
                     stages: Stages::new(&metrics),
                     held: RefCell::default(),
-                    verdicts: &verdicts,
-                    dead_letters: &dead_letters,
+                    verdicts,
+                    dead_letters,
                     gone: Cell::new(0),
                     half_ack_wait: consumer.info.config.ack_wait / 2,
                     half_window: consumer.verdict_stream.duplicate_window / 2,

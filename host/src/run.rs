@@ -6,7 +6,7 @@ use crate::cli::{counted, runtime};
 use crate::component::{CacheArgs, Pin};
 use crate::dev::DevServer;
 use crate::handler::{Handler, PoolUse};
-use crate::host::{Consumer, Host, Stop, Work, connect_patiently};
+use crate::host::{Conditions, Consumer, Host, Stop, Work, connect_patiently};
 use crate::identity::Losses;
 use crate::layout::{Layout, unsafe_settings};
 use crate::log::LogArgs;
@@ -662,7 +662,7 @@ fn start_shards(config: &Config, start: &Start<impl Handler>) -> Result<JoinSet<
             names: config.names.clone(),
             policy: config.policy.clone(),
             max_in_flight: config.max_in_flight,
-            health: health.clone(),
+            conditions: Conditions::new(number, health),
             alarm: alarm.clone(),
             stop: stop.clone(),
         };

@@ -3,6 +3,9 @@
 use async_nats::jetstream::AckKind;
 use async_nats::jetstream::message::PublishMessage;
 use futures::StreamExt as _;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::time::Instant;
 use tests::bed::{Bed, SOON};
 use tests::prelude::*;
 
@@ -172,6 +175,32 @@ async fn a_missing_verdict_stream_costs_no_message() -> Result<()> {
     host.until_ready(SOON).await?;
     host.wait_for_line(SOON, |line| line.contains("verdicts can be stored again; fetching goes on")).await?;
     bed.one_verdict_each(20).await
+}
+
+/// A host is ready when each of its shards is: nobody sees it ready, and then not for a shard that has yet to begin.
+#[tokio::test]
+async fn a_starting_host_is_not_ready_before_its_shards() -> Result<()> {
+    let bed = Bed::new().await?;
+    for _ in 0..12 {
+        let host = Host::on(bed.server.url()).component(tools::component("actor")?).args(&["--shards", "1"]).start();
+        let host = host.await?;
+        // Asked without pause: what is to be seen lasts a tenth of a millisecond.
+        let mut asked = TcpStream::connect(host.admin().trim_start_matches("http://"))?;
+        asked.set_read_timeout(Some(SOON))?;
+        let mut answer = [0; 1024];
+        let (begun, mut ready) = (Instant::now(), 0);
+        while ready < 100 {
+            ensure!(begun.elapsed() < SOON, "the host is not ready after {SOON:?}");
+            asked.write_all(b"GET /readyz HTTP/1.1\r\nhost: host\r\n\r\n")?;
+            let length = asked.read(&mut answer)?;
+            let answer = String::from_utf8_lossy(&answer[..length]);
+            match answer.starts_with("HTTP/1.1 200") {
+                true => ready += 1,
+                false => assert_eq!(ready, 0, "it was ready, and then: {answer}"),
+            }
+        }
+    }
+    Ok(())
 }
 
 /// So it is with the dead letters.
