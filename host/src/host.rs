@@ -252,7 +252,7 @@ impl<H: Handler> Host<H> {
                 }
                 let jetstream = self.nats.jetstream(client.clone(), REQUEST_TIMEOUT);
                 let Ok(doubts) = Doubts::of(&client, &self.names, losses.clone()).await else { continue };
-                let doubted = doubts.count();
+                let asked = (Instant::now(), doubts.count());
                 let consumer = match Consumer::look_up(&jetstream, &self.names).await {
                     Ok(consumer) => consumer,
                     Err(err) => {
@@ -287,7 +287,7 @@ impl<H: Handler> Host<H> {
                     policy: &self.policy,
                     max_in_flight: self.max_in_flight,
                     stop: &self.stop,
-                    identity: Identity::new(jetstream.clone(), self.names.clone(), made, doubts, doubted),
+                    identity: Identity::new(jetstream.clone(), self.names.clone(), made, doubts, asked),
                     alarm: &self.alarm,
                     found,
                     slots: Semaphore::new(slots),
@@ -411,22 +411,25 @@ impl<H: Handler> Shard<'_, H> {
             if self.alarm.is_raised() {
                 room = room.min(1);
             }
-            self.identity.set_waiting(source.is_waiting());
+            self.identity.set_waiting(source.waiting_since());
             select! {
                 biased;
                 () = self.stop.drain.cancelled() => break,
-                _ = beat.tick() => self.beat(running.len()).await,
+                _ = beat.tick() => {
+                    // What waits for an answer does not hear of it.
+                    if is_broken_off(&self.client) {
+                        return self.broken_off();
+                    }
+                    self.beat(running.len()).await;
+                }
                 Some(()) = self.done(&mut running) => {}
                 event = self.next(&mut source, room) => {
-                    // The client broke off: nothing that runs can be stored or acknowledged.
-                    let Ok(event) = event else {
-                        self.stages.flush(0, 0, 0);
-                        return Served::default();
-                    };
+                    let Ok(event) = event else { return self.broken_off() };
                     let mut event = Some(event);
                     while let Some(some) = event {
                         match some {
                             Event::Delivery(delivery) => running.push(self.process(delivery)),
+                            Event::Pulls => {}
                             Event::Doubt => {
                                 self.identity.doubt();
                                 break;
@@ -443,7 +446,7 @@ impl<H: Handler> Shard<'_, H> {
                 }
             }
         }
-        self.identity.set_waiting(false);
+        self.identity.set_waiting(None);
         let from_another = source.is_doubtful();
         let not_begun = source.close().await;
         let hand_back = async {
@@ -474,6 +477,12 @@ impl<H: Handler> Shard<'_, H> {
         let _ = tokio::time::timeout(REQUEST_TIMEOUT, hand_back).await;
         self.stages.flush(0, 0, 0);
         Served { gone: self.gone.get(), not_done }
+    }
+
+    /// The client broke off: nothing that runs can be stored or acknowledged.
+    fn broken_off(&self) -> Served {
+        self.stages.flush(0, 0, 0);
+        Served::default()
     }
 
     /// The next event, of the same consumer as all before.
@@ -806,5 +815,8 @@ impl<'a> Failing<'a> {
 impl Drop for Failing<'_> {
     fn drop(&mut self) {
         self.0.failing.set(self.0.failing.get() - 1);
+        if self.0.failing.get() == 0 {
+            self.0.works.set(true);
+        }
     }
 }

@@ -106,7 +106,7 @@ pub struct Identity {
     doubts: Arc<Doubts>,
     /// When it was last certain, and after how many doubts.
     sure: Cell<Option<(Instant, u64)>>,
-    /// Since when a pull waits at the server.
+    /// Since when the pulls are sent of which one waits at the server.
     waiting: Cell<Option<Instant>>,
     gone: Cell<bool>,
     /// The look at the consumer that is under way, shared by all who wait for it.
@@ -122,25 +122,20 @@ struct Look {
 }
 
 impl Identity {
-    /// Of the consumer that was looked up just now, after `doubted` of the doubts.
-    pub fn new(jetstream: Context, names: Names, created: i128, doubts: Doubts, doubted: u64) -> Self {
-        let sure = Cell::new(Some((Instant::now(), doubted)));
+    /// Of a consumer that was looked up, and when and after how many of the doubts that was asked.
+    pub fn new(jetstream: Context, names: Names, created: i128, doubts: Doubts, asked: (Instant, u64)) -> Self {
+        let sure = Cell::new(Some(asked));
         let (waiting, gone, look) = (Cell::default(), Cell::default(), RefCell::default());
         Self { jetstream, names, created, doubts: Arc::new(doubts), sure, waiting, gone, look }
     }
 
-    /// Says whether a pull waits at the server now.
-    pub fn set_waiting(&self, waiting: bool) {
-        match (self.waiting.get(), waiting) {
-            (None, true) => self.waiting.set(Some(Instant::now())),
-            (Some(_), false) => {
-                if self.is_vouched_for() {
-                    self.sure.set(Some((Instant::now(), self.doubts.count())));
-                }
-                self.waiting.set(None);
-            }
-            (Some(_), true) | (None, false) => {}
+    /// Says since when the pulls are sent of which one waits at the server, if one does. What waited until now for this
+    /// consumer shows that it was there, also when a newer pull was sent.
+    pub fn set_waiting(&self, since: Option<Instant>) {
+        if self.waiting.get() != since && self.is_vouched_for() {
+            self.sure.set(Some((Instant::now(), self.doubts.count())));
         }
+        self.waiting.set(since);
     }
 
     /// There is reason to look.
@@ -183,7 +178,8 @@ impl Identity {
         }
     }
 
-    /// Whether a pull waits at the server of which a later look has shown that it waits for this consumer.
+    /// Whether a pull waits at the server of which a later look has shown that it waits for this consumer, even if it is the
+    /// newest.
     fn is_vouched_for(&self) -> bool {
         let later = |since| self.sure.get().is_some_and(|(at, _)| at >= since);
         self.is_certain() && self.waiting.get().is_some_and(later)

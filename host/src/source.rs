@@ -56,9 +56,11 @@ pub struct Delivery {
 pub enum Event {
     /// A message.
     Delivery(Box<Delivery>),
-    /// A message that another stream of this name must have had: only those that came before it are this stream's.
-    /// It is the next event again; whether to take it is for the caller to find out.
+    /// The stream may be another one of its name. Either it must have had the message that is the next event again: only
+    /// those before it are this stream's, and whether to take it is for the caller to find out. Or no pull is heard of.
     Doubt,
+    /// A pull was sent, or came to its end: [`Source::waiting_since`] may say something else now.
+    Pulls,
     /// The consumer cannot be pulled from; the text says what the server said.
     Trouble(String),
 }
@@ -82,7 +84,7 @@ pub struct Source {
     furthest: (u64, Duration),
     /// Whether the last message contradicted that one.
     doubtful: bool,
-    /// Waiting pulls by number, with the time at which the server must have ended them.
+    /// Waiting pulls by number, with the time at which they were sent.
     pulls: BTreeMap<u64, Instant>,
     pull_number: u64,
     /// Messages asked for and not yet received.
@@ -149,8 +151,14 @@ impl Source {
             if let Some(event) = self.backlog.pop_front().and_then(|message| self.read_old(message)) {
                 return Ok(event);
             }
-            self.check_silence().await?;
-            self.pull(room).await?;
+            if self.is_silent() {
+                tracing::warn!("no sign of the pull for {SILENCE_MAX:?}; pulling anew");
+                self.renew().await?;
+                return Ok(Event::Doubt);
+            }
+            if self.pull(room).await? {
+                return Ok(Event::Pulls);
+            }
             match self.subscription.next().await {
                 Some(message) => {
                     if let Some(event) = self.read(message) {
@@ -178,9 +186,13 @@ impl Source {
         }
     }
 
-    /// Whether a pull waits at the server, which ends it with a word when the consumer is deleted.
-    pub fn is_waiting(&self) -> bool {
-        !self.pulls.is_empty() && self.losses_seen == self.losses.count()
+    /// Since when all pulls are sent of which one at least waits at the server, which ends it with a word when the consumer is
+    /// deleted. Nothing, if none waits.
+    ///
+    /// Which one it is can only be said of the last: the server does not tell of those that it has served to the full.
+    pub fn waiting_since(&self) -> Option<Instant> {
+        let newest = self.pulls.last_key_value().map(|(_, sent)| *sent);
+        newest.filter(|_| self.requested > 0 && self.losses_seen == self.losses.count())
     }
 
     /// Whether what has not been handed out comes from another stream than what has.
@@ -188,11 +200,11 @@ impl Source {
         self.doubtful
     }
 
-    /// Asks for messages if there is enough room to make it worth while.
-    async fn pull(&mut self, room: usize) -> Result<()> {
+    /// Asks for messages if there is enough room to make it worth while. Says whether it did.
+    async fn pull(&mut self, room: usize) -> Result<bool> {
         let want = room.saturating_sub(self.requested).min(self.batch_max);
         if want == 0 || self.requested > want {
-            return Ok(());
+            return Ok(false);
         }
         let request = format!(
             r#"{{"batch":{want},"expires":{},"idle_heartbeat":{}}}"#,
@@ -209,31 +221,28 @@ impl Source {
         if self.pulls.is_empty() {
             self.last_heard = now;
         }
-        self.pulls.insert(self.pull_number, now + PULL_EXPIRES + IDLE_HEARTBEAT);
+        self.pulls.insert(self.pull_number, now);
         self.pull_number += 1;
         self.requested += want;
-        Ok(())
+        Ok(true)
     }
 
     /// Forgets pulls that must have ended. The server says so of those it could not fill only.
     fn forget_ended(&mut self, now: Instant) {
         while let Some(oldest) = self.pulls.first_entry()
-            && *oldest.get() <= now
+            && *oldest.get() + PULL_EXPIRES + IDLE_HEARTBEAT <= now
         {
             oldest.remove();
         }
     }
 
-    /// Takes lost pulls for ended, and all of them when the server has been silent for too long.
-    async fn check_silence(&mut self) -> Result<()> {
+    /// Takes lost pulls for ended. Whether the server has said nothing of the others for too long.
+    fn is_silent(&mut self) -> bool {
         self.forget_ended(Instant::now());
         if self.pulls.is_empty() {
             self.requested = 0;
-        } else if self.last_heard.elapsed() > SILENCE_MAX {
-            tracing::warn!("no sign of the pull for {SILENCE_MAX:?}; pulling anew");
-            self.renew().await?;
         }
-        Ok(())
+        !self.pulls.is_empty() && self.last_heard.elapsed() > SILENCE_MAX
     }
 
     /// A new inbox: what old pulls may still bring would come on top of what is asked for now.
@@ -321,7 +330,7 @@ impl Source {
             || status == StatusCode::NOT_FOUND
             || ["Leadership Change", "Server Shutdown", "Batch Completed"].iter().any(|end| text.contains(end));
         if ordinary {
-            return None;
+            return Some(Event::Pulls);
         }
         let text = if status == StatusCode::NO_RESPONDERS { "nobody answers for the consumer" } else { text };
         Some(Event::Trouble(format!("{text} ({status})")))

@@ -129,6 +129,15 @@ impl NatsServer {
         self.answers().await
     }
 
+    /// The same, with JetStream or without it.
+    ///
+    /// # Errors
+    /// As [`NatsServer::restart`].
+    pub async fn restart_with(&mut self, jetstream: bool) -> Result<()> {
+        self.settings.jetstream = jetstream;
+        self.restart().await
+    }
+
     /// Gives the running server other lines of configuration, which it takes up a moment later.
     ///
     /// # Errors

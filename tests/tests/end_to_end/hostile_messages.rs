@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::mpsc;
+use std::time::Instant;
 use tests::RawClient;
 use tests::bed::{Bed, SOON};
 use tests::prelude::*;
@@ -163,6 +164,34 @@ async fn an_unreadable_message_that_cannot_be_stored_stays_and_its_neighbours_go
     assert_eq!((info.num_pending, info.num_ack_pending), (0, 1));
     assert_eq!(streams::count(&bed.jetstream, streams::DEAD).await?, 0);
     Ok(())
+}
+
+/// A client that breaks off while its shard waits for JetStream, with a look at the consumer and with a verdict to be stored, is
+/// made anew, and the host is ready again.
+#[tokio::test]
+async fn a_client_that_breaks_off_while_jetstream_is_away_is_made_anew() -> Result<()> {
+    let mut bed = Bed::provisioned(&["--ack-wait", "2s"]).await?;
+    let host = bed.actor(&["--shards", "1"]).await?;
+    bed.tell(["sleep 600"]).await?;
+    let look = async || Ok(bed.consumer().await?.cached_info().num_ack_pending);
+    eventually(SOON, "the message is in the host's hands", look, |pending| *pending == 1).await?;
+    bed.server.restart_with(false).await?;
+    host.wait_for_line(SOON, |line| line.contains("cannot store a verdict")).await?;
+    // Everything that a shard listens to can break its client off, if its sender may.
+    let mut raw = RawClient::connect(bed.server.url()).await?;
+    let mut broken_off = async || {
+        raw.publish(b"$JS.EVENT.ADVISORY.STREAM.DELETED.MAIL", Some(b"NATS/1.0\r\nA: b\rc\r\n\r\n"), b"").await?;
+        raw.flush().await?;
+        host.wait_for_line(Duration::from_millis(300), |line| line.contains("the NATS client broke off")).await
+    };
+    let begun = Instant::now();
+    while broken_off().await.is_err() {
+        ensure!(begun.elapsed() < SOON, "the client's end is not noticed");
+    }
+    bed.server.restart_with(true).await?;
+    bed.jetstream = bed.server.jetstream().await?;
+    host.until_ready(SOON).await?;
+    bed.one_verdict_each(1).await
 }
 
 /// Messages of odd shapes, as far as a server takes them, get their verdicts.
