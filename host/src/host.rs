@@ -417,7 +417,7 @@ impl<H: Handler> Shard<'_, H> {
                 () = self.stop.drain.cancelled() => break,
                 _ = beat.tick() => {
                     // What waits for an answer does not hear of it.
-                    if is_broken_off(&self.client) {
+                    if self.is_connected() && is_broken_off(&self.client) {
                         return self.broken_off();
                     }
                     self.beat(running.len()).await;
@@ -481,6 +481,7 @@ impl<H: Handler> Shard<'_, H> {
 
     /// The client broke off: nothing that runs can be stored or acknowledged.
     fn broken_off(&self) -> Served {
+        self.found.set(false);
         self.stages.flush(0, 0, 0);
         Served::default()
     }
@@ -753,11 +754,16 @@ impl<H: Handler> Shard<'_, H> {
     /// Tells the server of messages that take long, hands the metrics over, and lets go of a component that was replaced.
     async fn beat(&self, running: usize) {
         // Without a connection there is nobody to tell, and the client's buffer must not fill up with it.
-        if self.client.connection_state() == async_nats::connection::State::Connected && self.identity.is_sure() {
+        if self.is_connected() && self.identity.is_sure() {
             self.tell_of_long_ones().await;
         }
         self.stages.flush(running, self.slots_total - self.slots.available_permits(), self.lane.len());
         self.guest.get();
+    }
+
+    /// Whether there is a connection, as far as is known: a client that broke off had one.
+    fn is_connected(&self) -> bool {
+        self.client.connection_state() == async_nats::connection::State::Connected
     }
 
     async fn tell_of_long_ones(&self) {

@@ -106,8 +106,8 @@ pub struct Identity {
     doubts: Arc<Doubts>,
     /// When it was last certain, and after how many doubts.
     sure: Cell<Option<(Instant, u64)>>,
-    /// Since when the pulls are sent of which one waits at the server.
-    waiting: Cell<Option<Instant>>,
+    /// Since when the pulls are sent of which one waits at the server, and when that was so.
+    waiting: Cell<Option<(Instant, Instant)>>,
     gone: Cell<bool>,
     /// The look at the consumer that is under way, shared by all who wait for it.
     look: RefCell<Option<Shared<BoxFuture<'static, Look>>>>,
@@ -129,13 +129,14 @@ impl Identity {
         Self { jetstream, names, created, doubts: Arc::new(doubts), sure, waiting, gone, look }
     }
 
-    /// Says since when the pulls are sent of which one waits at the server, if one does. What waited until now for this
-    /// consumer shows that it was there, also when a newer pull was sent.
+    /// Says since when the pulls are sent of which one waits at the server, if one does. It has to be said over and over.
     pub fn set_waiting(&self, since: Option<Instant>) {
-        if self.waiting.get() != since && self.is_vouched_for() {
-            self.sure.set(Some((Instant::now(), self.doubts.count())));
+        let now = Instant::now();
+        if since.is_none() && self.is_vouched_for() {
+            // What waited until now for this consumer shows that it was there.
+            self.sure.set(Some((now, self.doubts.count())));
         }
-        self.waiting.set(since);
+        self.waiting.set(since.map(|since| (since, now)));
     }
 
     /// There is reason to look.
@@ -175,14 +176,19 @@ impl Identity {
                 self.gone.set(!is_same);
                 self.sure.set(Some((at, doubts)));
             }
+            // However long the answer took: else nothing would go on at a server that takes longer than a look holds.
+            if is_same && self.is_certain() {
+                return true;
+            }
         }
     }
 
     /// Whether a pull waits at the server of which a later look has shown that it waits for this consumer, even if it is the
-    /// newest.
+    /// newest. A host that stood still does not know.
     fn is_vouched_for(&self) -> bool {
         let later = |since| self.sure.get().is_some_and(|(at, _)| at >= since);
-        self.is_certain() && self.waiting.get().is_some_and(later)
+        let holds = |(since, told): (Instant, Instant)| later(since) && told.elapsed() < SURE_FOR;
+        self.is_certain() && self.waiting.get().is_some_and(holds)
     }
 
     /// Whether there was no reason to look since it was last certain.

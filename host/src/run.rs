@@ -511,11 +511,11 @@ async fn serve<H: Handler>(
         }
     };
     let Some(Opened { client, jetstream, mut shards }) = opened else { return Ok(()) };
-    checked.set(true);
     let not_draining = health.condition("draining");
     not_draining.set(true);
     let not_paused = health.condition("the consumer is paused");
     not_paused.set(true);
+    checked.set(true);
     tasks.spawn(Mover::new(jetstream.clone(), config.names.parked_stream.clone()).run());
     tasks.spawn(watch_backlog(jetstream.clone(), config.names.clone(), metrics.clone(), not_paused));
     let sink = Sink::new(jetstream.clone(), config.names.clone());

@@ -153,7 +153,7 @@ impl Source {
             }
             if self.is_silent() {
                 tracing::warn!("no sign of the pull for {SILENCE_MAX:?}; pulling anew");
-                self.renew().await?;
+                self.pulls_are_lost();
                 return Ok(Event::Doubt);
             }
             if self.pull(room).await? {
@@ -192,7 +192,8 @@ impl Source {
     /// Which one it is can only be said of the last: the server does not tell of those that it has served to the full.
     pub fn waiting_since(&self) -> Option<Instant> {
         let newest = self.pulls.last_key_value().map(|(_, sent)| *sent);
-        newest.filter(|_| self.requested > 0 && self.losses_seen == self.losses.count())
+        let is_known = self.losses_seen == self.losses.count() && self.last_heard.elapsed() <= SILENCE_MAX;
+        newest.filter(|_| self.requested > 0 && is_known)
     }
 
     /// Whether what has not been handed out comes from another stream than what has.
@@ -243,6 +244,11 @@ impl Source {
             self.requested = 0;
         }
         !self.pulls.is_empty() && self.last_heard.elapsed() > SILENCE_MAX
+    }
+
+    /// As when the connection is lost: [`Source::next`] takes a new inbox.
+    fn pulls_are_lost(&mut self) {
+        self.losses_seen = u64::MAX;
     }
 
     /// A new inbox: what old pulls may still bring would come on top of what is asked for now.
@@ -325,10 +331,15 @@ impl Source {
             self.requested = if self.pulls.is_empty() { 0 } else { self.requested.saturating_sub(unserved) };
         }
         let text = message.description.as_deref().unwrap_or_default();
-        // The ends of a pull that are no trouble: it expired, nothing was there, a leader changed, a server stops.
+        if text.contains("Leadership Change") {
+            // The new leader knows of no pull, and nobody says how much this one has been served.
+            self.pulls_are_lost();
+            return Some(Event::Doubt);
+        }
+        // The ends of a pull that are no trouble: it expired, nothing was there, a server stops.
         let ordinary = status == StatusCode::TIMEOUT
             || status == StatusCode::NOT_FOUND
-            || ["Leadership Change", "Server Shutdown", "Batch Completed"].iter().any(|end| text.contains(end));
+            || ["Server Shutdown", "Batch Completed"].iter().any(|end| text.contains(end));
         if ordinary {
             return Some(Event::Pulls);
         }

@@ -170,9 +170,9 @@ async fn an_unreadable_message_that_cannot_be_stored_stays_and_its_neighbours_go
 /// made anew, and the host is ready again.
 #[tokio::test]
 async fn a_client_that_breaks_off_while_jetstream_is_away_is_made_anew() -> Result<()> {
-    let mut bed = Bed::provisioned(&["--ack-wait", "2s"]).await?;
-    let host = bed.actor(&["--shards", "1"]).await?;
-    bed.tell(["sleep 600"]).await?;
+    let mut bed = Bed::provisioned(&["--ack-wait", "10s"]).await?;
+    let host = bed.actor(&["--shards", "1", "--deadline", "5s"]).await?;
+    bed.tell(["sleep 3000"]).await?;
     let look = async || Ok(bed.consumer().await?.cached_info().num_ack_pending);
     eventually(SOON, "the message is in the host's hands", look, |pending| *pending == 1).await?;
     bed.server.restart_with(false).await?;
