@@ -182,7 +182,7 @@ async fn a_missing_verdict_stream_costs_no_message() -> Result<()> {
 async fn a_starting_host_is_not_ready_before_its_shards() -> Result<()> {
     let bed = Bed::new().await?;
     for _ in 0..12 {
-        let host = Host::on(bed.server.url()).component(tools::component("actor")?).args(&["--shards", "1"]).start();
+        let host = Host::on(bed.server.url()).component(tools::component("actor")?).args(["--shards", "1"]).start();
         let host = host.await?;
         // Asked without pause: what is to be seen lasts a tenth of a millisecond.
         let mut asked = TcpStream::connect(host.admin().trim_start_matches("http://"))?;
